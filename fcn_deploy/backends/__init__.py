@@ -1,0 +1,169 @@
+"""One loaded model on one device, behind one seam; each vendor has its own file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_deploy.artifacts import SUFFIX_BACKEND
+from fcn_deploy.errors import CheckFailedError, ModelError, ShapeError, UsageError
+from fcn_deploy.spec import ModelSpec
+
+NAMES = ("eager", "ort", "trt")
+SUFFIXES = {name: suffix for suffix, name in SUFFIX_BACKEND.items()}
+
+
+@dataclass(frozen=True)
+class ShapeLimits:
+    """What a loaded model takes; heights and widths in pixels.
+
+    Attributes:
+        max_batch: Most crops in one call; ``None`` where only memory limits it.
+        min_hw: Smallest crop.
+        opt_hw: The crop it is fastest at; ``None`` where it has no favourite.
+        max_hw: Largest crop; ``None`` where only memory limits it.
+        step: Heights and widths are multiples of it.
+    """
+
+    max_batch: int | None = None
+    min_hw: tuple[int, int] = (1, 1)
+    opt_hw: tuple[int, int] | None = None
+    max_hw: tuple[int, int] | None = None
+    step: int = 32
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse crops of (N, H, W, 3) that the model would resize, cut or fail on.
+
+        Raises:
+            ShapeError: Names the value and the range.
+        """
+        if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
+            raise ShapeError(f"Crops are (N, H, W, 3), not {shape}.")
+        batch, height, width = shape[:3]
+        if height % self.step or width % self.step:
+            # No runtime enforces this: ONNX Runtime returns masks of another size without a word.
+            raise ShapeError(f"Crops of {height}x{width} are no multiples of {self.step} pixels.")
+        if self.max_batch is not None and batch > self.max_batch:
+            raise ShapeError(f"A batch of {batch} is more than the engine's {self.max_batch}.")
+        low, high = self.min_hw, self.max_hw or (height, width)
+        if not (low[0] <= height <= high[0] and low[1] <= width <= high[1]):
+            raise ShapeError(
+                f"Crops of {height}x{width} lie outside of the engine's "
+                f"{low[0]}x{low[1]} to {high[0]}x{high[1]}.",
+                "Pass another --tile, or build an engine for it: --min-shape, --max-shape.",
+            )
+
+
+class Backend(Protocol):
+    """One loaded model on one device; used by one thread at a time.
+
+    Crops are RGB uint8 (N, H, W, 3). Results belong to the caller: the next call does not overwrite
+    them. Every call may raise :class:`~fcn_deploy.errors.ShapeError` for crops outside of
+    ``limits``, and :class:`~fcn_deploy.errors.CheckFailedError` when the network returns values
+    that are not finite.
+    """
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's description."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """``eager``, ``ort`` or ``trt``."""
+        ...
+
+    @property
+    def provider(self) -> str:
+        """Where it really computes, in the vendor's spelling."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """``fp32`` or ``fp16``."""
+        ...
+
+    @property
+    def limits(self) -> ShapeLimits:
+        """Crops that the model takes."""
+        ...
+
+    def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Most likely class per pixel: uint8 (N, H, W)."""
+        ...
+
+    def logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Class scores per pixel: float32 (N, C, H, W)."""
+        ...
+
+    def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""
+        ...
+
+    def close(self) -> None:
+        """Give the device's memory back; the backend cannot be used afterwards."""
+        ...
+
+    def __enter__(self) -> Backend: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def check_finite(values: NDArray[np.float32], where: str) -> None:
+    """Stop on NaN and infinity: arg-max would turn them into a class without a word.
+
+    Raises:
+        CheckFailedError: Some value is not finite.
+    """
+    if not np.isfinite(values).all():
+        raise CheckFailedError(
+            f"{where} returned values that are not finite.",
+            "Compare the artifact with its checkpoint; FP16 may overflow where FP32 does not.",
+        )
+
+
+def open_backend(path: Path, backend: str = "auto", provider: str = "auto") -> Backend:
+    """Load a model file; what kind of file it is decides what can run it.
+
+    Args:
+        path: ``.safetensors``, ``.onnx`` or ``.plan``.
+        backend: ``eager``, ``ort``, ``trt``, or ``auto`` for the one that the file is made for.
+        provider: ``cpu``, ``cuda``, ..., or ``auto`` for the best that really works.
+
+    Raises:
+        UsageError: The backend does not run this kind of file.
+        ModelError: The file is not usable.
+        EnvironmentFault: A package or device is missing.
+    """
+    if not path.is_file():
+        raise ModelError(f"There is no {path}.", "Name an existing model file or run folder.")
+    made_for = SUFFIX_BACKEND.get(path.suffix)
+    if made_for is None:
+        kinds = ", ".join(SUFFIX_BACKEND)
+        raise ModelError(f"{path} is no model: its suffix is none of {kinds}.")
+    if backend not in ("auto", made_for):
+        raise UsageError(
+            f"{path.name} runs on the backend {made_for}, not on {backend}.",
+            f"Pass --backend {made_for}, or a {SUFFIXES.get(backend, 'fitting')} file.",
+        )
+    if made_for == "eager":
+        from fcn_deploy.backends.eager import open_eager
+
+        return open_eager(path, provider)
+    if made_for == "ort":
+        from fcn_deploy.backends.ort import open_ort
+
+        return open_ort(path, provider)
+    from fcn_deploy.backends.trt import open_trt
+
+    return open_trt(path, provider)

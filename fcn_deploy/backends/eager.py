@@ -1,0 +1,105 @@
+"""Eager PyTorch: the reference that everything else is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_deploy.backends import ShapeLimits, check_finite
+from fcn_deploy.errors import DeviceError, MissingExtraError
+from fcn_deploy.spec import ModelSpec
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError("torch", "train") from error
+
+from fcn_deploy.training.checkpoint import load_network
+from fcn_deploy.training.network import FCN, Deployed
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, or else the CPU.
+
+    Raises:
+        DeviceError: There is no such device, or PyTorch cannot use it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(
+            f"PyTorch cannot use the device {name!r}: {str(error).splitlines()[0]}",
+            "Pass cpu, or auto for the best that works.",
+        ) from error
+    return device
+
+
+class EagerBackend:
+    """A network in PyTorch, in the precision of its weights; see the Backend protocol."""
+
+    name = "eager"
+
+    def __init__(self, network: FCN, spec: ModelSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.provider = str(device)
+        self.precision = "fp32"
+        self.limits = ShapeLimits(step=spec.output_stride)
+        self._device = device
+        self._model = Deployed(network, spec).to(device)
+
+    def _run(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self.limits.check(crops.shape)
+        # A training that is validated through this backend goes on in training mode afterwards.
+        training = self._model.training
+        self._model.eval()
+        try:
+            with torch.inference_mode():
+                image = torch.from_numpy(np.ascontiguousarray(crops)).to(self._device)
+                labels, logits, scores = self._model(image)
+        finally:
+            self._model.train(training)
+        check_finite(scores.cpu().numpy(), "PyTorch")
+        return labels, logits, scores
+
+    def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Most likely class per pixel: uint8 (N, H, W)."""
+        return np.asarray(self._run(crops)[0].cpu().numpy(), np.uint8)
+
+    def logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Class scores per pixel: float32 (N, C, H, W)."""
+        return np.asarray(self._run(crops)[1].cpu().numpy(), np.float32)
+
+    def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""
+        return np.asarray(self._run(crops)[2].cpu().numpy(), np.float32)
+
+    def close(self) -> None:
+        """Nothing to do: the tensors go with the object."""
+
+    def __enter__(self) -> EagerBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_eager(path: Path, provider: str = "auto") -> EagerBackend:
+    """Load a checkpoint; ``provider`` is a PyTorch device.
+
+    Raises:
+        ModelError: Not a usable checkpoint.
+        DeviceError: There is no such device.
+    """
+    network, spec = load_network(path)
+    return EagerBackend(network, spec, pick_device(provider))

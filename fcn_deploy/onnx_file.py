@@ -1,0 +1,187 @@
+"""The exported ONNX file: read it safely, cut it, and turn it into its FP16 twin; no session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fcn_deploy.errors import MissingExtraError, ModelError
+from fcn_deploy.spec import SPEC_KEY, ModelSpec
+
+try:
+    import onnx
+    import onnx.checker
+    import onnx.helper
+    import onnx.numpy_helper
+    import onnx.utils
+    from onnx import ModelProto, NodeProto, TensorProto
+except ImportError as error:
+    raise MissingExtraError("onnx", "cpu") from error
+
+INPUT = "image"
+OUTPUTS = ("labels", "logits", "scores")
+DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A checked model file in memory.
+
+    Attributes:
+        proto: The whole model, weights included.
+        spec: Its description.
+        outputs: Which of :data:`OUTPUTS` it has.
+        precision: ``fp16`` where the convolutions compute in half precision, else ``fp32``.
+    """
+
+    proto: ModelProto
+    spec: ModelSpec
+    outputs: tuple[str, ...]
+    precision: str
+
+
+def read_onnx(path: Path) -> OnnxModel:
+    """Read and check an ONNX file before anything native sees it.
+
+    Raises:
+        ModelError: Not ONNX, not exported by fcn-deploy, or it reaches outside of its own file.
+    """
+    try:
+        proto = onnx.load_model(path, load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+    except Exception as error:  # protobuf's DecodeError has moved between releases
+        raise ModelError(
+            f"{path} is not an ONNX file, or it is cut short.", "Export it again: fcn-deploy export"
+        ) from error
+    _refuse_unsafe(proto, path)
+    properties = {prop.key: prop.value for prop in proto.metadata_props}
+    if SPEC_KEY not in properties:
+        raise ModelError(
+            f"{path} has no fcn-deploy description in its metadata.",
+            "Only files written by `fcn-deploy export` can be used here.",
+        )
+    outputs = tuple(value.name for value in proto.graph.output)
+    if [value.name for value in proto.graph.input] != [INPUT] or not set(outputs) <= set(OUTPUTS):
+        raise ModelError(f"{path} does not take {INPUT!r}, or returns other than {OUTPUTS}.")
+    return OnnxModel(proto, ModelSpec.from_json(properties[SPEC_KEY]), outputs, _precision(proto))
+
+
+def _refuse_unsafe(proto: ModelProto, path: Path) -> None:
+    """Refuse what could load other files or code: rules in docs/security of onnx and of ORT."""
+    if not proto.graph.node:
+        raise ModelError(f"{path} is not an ONNX file, or it is empty.")
+    tensors = list(proto.graph.initializer)
+    for node in proto.graph.node:
+        if node.domain not in DOMAINS or node.op_type == "EPContext":
+            raise ModelError(f"{path} has the operator {node.domain}:{node.op_type}, not standard.")
+        for attribute in node.attribute:
+            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+                raise ModelError(f"{path} has a {node.op_type} with a graph inside.")
+            tensors += [attribute.t, *attribute.tensors]
+    if proto.functions or any(t.data_location == TensorProto.EXTERNAL for t in tensors):
+        raise ModelError(
+            f"{path} keeps weights or functions outside of its graph, which is not allowed.",
+            "Export it again as a single file: fcn-deploy export",
+        )
+
+
+def _precision(proto: ModelProto) -> str:
+    types = {weight.name: weight.data_type for weight in proto.graph.initializer}
+    kernels = [types.get(n.input[1]) for n in proto.graph.node if n.op_type in CONVOLUTIONS]
+    return "fp16" if kernels and set(kernels) == {TensorProto.FLOAT16} else "fp32"
+
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def keep_outputs(proto: ModelProto, outputs: tuple[str, ...]) -> ModelProto:
+    """The part of a model that computes ``outputs``; the rest would be computed and thrown away.
+
+    ONNX Runtime runs every node of a session, whatever outputs a run asks for.
+    """
+    if tuple(value.name for value in proto.graph.output) == outputs:
+        return proto
+    part: ModelProto = onnx.utils.Extractor(proto).extract_model([INPUT], list(outputs))
+    part.metadata_props.extend(proto.metadata_props)
+    return part
+
+
+def to_half(proto: ModelProto) -> ModelProto:
+    """The same model with everything after normalisation in FP16; types lie in the graph.
+
+    Image, labels, logits and scores keep their types; normalisation stays float32. Batch norm must
+    be folded already, in float32: folding in half precision costs accuracy.
+
+    Raises:
+        ModelError: A weight lies outside the range of FP16; names it.
+    """
+    half = ModelProto()
+    half.CopyFrom(proto)
+    graph = half.graph
+    entry = next(node.input[0] for node in graph.node if node.op_type in CONVOLUTIONS)
+    outputs = {
+        v.name for v in graph.output if v.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    weights = {weight.name: weight for weight in graph.initializer}
+    inside = {entry}  # float32 tensors of the old graph that are FP16 in the new one
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if entry in node.output or node.op_type == "Cast" or not inside & set(node.input):
+            nodes.append(node)
+            if entry in node.output:
+                nodes.append(_cast(entry, _half(entry), TensorProto.FLOAT16))
+            continue
+        produced = [name for name in node.output if node.op_type not in ("ArgMax", "Shape")]
+        for position, name in enumerate(node.input):
+            if name in weights:
+                _halve(weights[name])
+            elif name in inside:
+                node.input[position] = _half(name)
+        for position, name in enumerate(produced):
+            inside.add(name)
+            node.output[position] = _half(name)
+        nodes.append(node)
+        for name in outputs & set(produced):
+            nodes.append(_cast(_half(name), name, TensorProto.FLOAT))
+    _cut_at_scores(nodes)
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(half, full_check=True)
+    return half
+
+
+def _half(name: str) -> str:
+    return f"{name}_fp16"
+
+
+def _cast(source: str, target: str, to: int) -> NodeProto:
+    return onnx.helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=to)
+
+
+def _cut_at_scores(nodes: list[NodeProto]) -> None:
+    """Let the upsampling read the float32 scores, so that what reads them can be a model too."""
+    inner, outer = _half("scores"), "scores"
+    readers = [n for n in nodes if n.op_type != "Cast" and inner in n.input]
+    if not readers or not any(outer in n.output for n in nodes):
+        return
+    again = f"{inner}_again"
+    for node in readers:
+        node.input[:] = [again if name == inner else name for name in node.input]
+    nodes.insert(nodes.index(readers[0]), _cast(outer, again, TensorProto.FLOAT16))
+
+
+def _halve(weight: TensorProto) -> None:
+    if weight.data_type != TensorProto.FLOAT:
+        return
+    values = onnx.numpy_helper.to_array(weight)
+    with np.errstate(over="ignore"):
+        halved = values.astype(np.float16)
+    if not np.isfinite(halved).all():
+        raise ModelError(
+            f"The weight {weight.name} reaches {np.abs(values).max():.3g}, beyond FP16 (65504).",
+            "Export without --fp16, or train with more weight decay.",
+        )
+    weight.CopyFrom(onnx.numpy_helper.from_array(halved, weight.name))

@@ -1,0 +1,133 @@
+"""What is true of a model on every machine, as one JSON that travels inside its file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fcn_deploy.errors import ModelError
+
+IGNORE = 255
+"""The label of pixels that belong to no class, in every mask that we write."""
+
+SPEC_KEY = "fcn_deploy.spec"
+"""Where the JSON lies in ONNX ``metadata_props`` and in a safetensors header."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Color = tuple[int, int, int]
+
+
+def voc_palette(count: int) -> tuple[Color, ...]:
+    """Colours of Pascal VOC: the bits of the class id, dealt to R, G and B from the top down.
+
+    Args:
+        count: Number of classes, at most 255.
+
+    Source: the colour map of the VOC development kit (Everingham et al.), ``VOClabelcolormap``.
+    """
+
+    def color(label: int) -> Color:
+        red = green = blue = 0
+        for bit in range(8):
+            red |= (label & 1) << (7 - bit)
+            green |= ((label >> 1) & 1) << (7 - bit)
+            blue |= ((label >> 2) & 1) << (7 - bit)
+            label >>= 3
+        return red, green, blue
+
+    return tuple(color(label) for label in range(count))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that must be known to use a model, and to build its network again.
+
+    Attributes:
+        classes: Class names; the position is the label.
+        palette: One RGB colour per class, each channel in [0, 255].
+        head: ``fcn32s``, ``fcn16s`` or ``fcn8s``.
+        backbone: ``resnet18``, ``resnet34`` or ``resnet50``.
+        upsampling_bias: Whether the last transposed convolution has a bias.
+        output_stride: Height and width of an input are multiples of it, in pixels.
+        score_stride: Stride of the last transposed convolution, in pixels.
+        mean: Per-channel mean of RGB in [0, 1], subtracted inside the model.
+        std: Per-channel standard deviation of RGB in [0, 1], divided by inside the model.
+        training: Facts of the training (epochs, seed, accuracy); for people, never for logic.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    head: str = "fcn32s"
+    backbone: str = "resnet18"
+    upsampling_bias: bool = True
+    output_stride: int = 32
+    score_stride: int = 32
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problem = _contradiction(self)
+        if problem:
+            raise ModelError(f"The model's description contradicts itself: {problem}.")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C in every shape."""
+        return len(self.classes)
+
+    def to_json(self) -> str:
+        """One line of JSON, keys in a fixed order."""
+        return json.dumps({"format": 1, **asdict(self)}, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what :meth:`to_json` wrote, refusing anything else.
+
+        Raises:
+            ModelError: Not JSON, written by a newer release, or a field is missing or wrong.
+        """
+        try:
+            fields = json.loads(text)
+            version = fields.pop("format")
+            if version != 1:
+                raise ModelError(
+                    f"The model's description has format {version}, this release reads format 1.",
+                    "Upgrade: pip install -U fcn-deploy",
+                )
+            fields["classes"] = tuple(str(name) for name in fields["classes"])
+            fields["palette"] = tuple(_rgb(color) for color in fields["palette"])
+            fields["mean"] = _three(fields["mean"])
+            fields["std"] = _three(fields["std"])
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(f"The model's description cannot be read: {error}.") from error
+
+
+def _rgb(color: list[int]) -> Color:
+    red, green, blue = (int(channel) for channel in color)
+    return red, green, blue
+
+
+def _three(values: list[float]) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in values)
+    return first, second, third
+
+
+def _contradiction(spec: ModelSpec) -> str:
+    if not 1 <= spec.num_classes <= IGNORE:
+        return f"{spec.num_classes} classes, where 1 to {IGNORE} fit a uint8 label"
+    if len(set(spec.classes)) != spec.num_classes:
+        return "two classes have the same name"
+    if len(spec.palette) != spec.num_classes:
+        return f"{len(spec.palette)} colours for {spec.num_classes} classes"
+    if any(not 0 <= channel <= 255 for color in spec.palette for channel in color):
+        return "a colour lies outside 0..255"
+    if spec.score_stride < 1 or spec.output_stride % spec.score_stride:
+        return f"score stride {spec.score_stride} does not divide {spec.output_stride}"
+    if min(spec.std) <= 0:
+        return "a standard deviation is not positive"
+    return ""
