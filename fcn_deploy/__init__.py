@@ -1,9 +1,9 @@
 """From labelled images to a verified FP16 TensorRT engine, and to full-image masks of any size.
 
-    import fcn_deploy
+import fcn_deploy
 
-    model = fcn_deploy.load("model.onnx", backend="ort")
-    labels = model.segment(image, tile=(512, 512), overlap=64)
+model = fcn_deploy.load("model.onnx", backend="ort")
+labels = model.segment(image, tile=(512, 512), overlap=64)
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from fcn_deploy.segment import Prediction, Segmenter, load
 
 __version__ = "0.1.0"
-__all__ = ["IGNORE", "FcnDeployError", "ModelSpec", "Prediction", "Segmenter", "__version__", "load"]
+__all__ = [
+    "IGNORE",
+    "FcnDeployError",
+    "ModelSpec",
+    "Prediction",
+    "Segmenter",
+    "__version__",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,9 +35,10 @@ else:
 
 # The names of the Pascal VOC development kit (Everingham et al.), in the order of their ids.
 VOC_CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
-    "motorbike person pottedplant sheep sofa train tvmonitor"
-).split()
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
+)
 VOC_BORDER: Color = (224, 224, 192)
 
 
@@ -240,7 +241,7 @@ Classes = tuple[tuple[str, ...], tuple[Color, ...], int]
 
 
 def _voc_classes() -> Classes:
-    return tuple(VOC_CLASSES), voc_palette(len(VOC_CLASSES)), IGNORE
+    return VOC_CLASSES, voc_palette(len(VOC_CLASSES)), IGNORE
 
 
 def _classes(root: Path) -> Classes | None:

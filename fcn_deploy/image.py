@@ -71,7 +71,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
                 return np.repeat(gray[:, :, None], 3, axis=2)
             if upright.mode in ("I", "F"):
                 raise InputError(
-                    f"{path} has {upright.mode == 'F' and 'float' or '32-bit'} pixels, "
+                    f"{path} has {(upright.mode == 'F' and 'float') or '32-bit'} pixels, "
                     "whose black and white are not defined.",
                     "Convert it to 8 or 16 bits a channel.",
                 )
@@ -153,7 +153,8 @@ def write_photo(path: Path, image: NDArray[np.uint8]) -> None:
 def colorize(labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> NDArray[np.uint8]:
     """Colours of labels: (H, W) to RGB (H, W, 3), both uint8; ignored pixels are white."""
     table = np.frombuffer(_palette_bytes(palette), np.uint8).reshape(256, 3)
-    return np.asarray(table[labels], np.uint8)
+    colors: NDArray[np.uint8] = table[labels]
+    return colors
 
 
 def overlay(
@@ -174,7 +175,8 @@ def overlay(
     # Fixed point with 8 fractional bits: a third of the time and an eighth of the memory of float.
     weight = np.where(labels == IGNORE, 0, round(alpha * 256)).astype(np.uint16)[:, :, None]
     mixed = image * (np.uint16(256) - weight) + colorize(labels, palette) * weight
-    return ((mixed + 128) >> 8).astype(np.uint8)
+    shifted: NDArray[np.uint8] = ((mixed + 128) >> 8).astype(np.uint8)
+    return shifted
 
 
 def _palette_bytes(palette: tuple[Color, ...]) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_deploy.errors import MissingExtraError, ModelError
-from fcn_deploy.spec import SPEC_KEY, ModelSpec
+from fcn_deploy.spec import INPUT, OUTPUTS, SPEC_KEY, ModelSpec
 
 try:
     import onnx
@@ -20,8 +20,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("onnx", "cpu") from error
 
-INPUT = "image"
-OUTPUTS = ("labels", "logits", "scores")
 DOMAINS = ("", "ai.onnx")
 
 
@@ -122,9 +120,7 @@ def to_half(proto: ModelProto) -> ModelProto:
     half.CopyFrom(proto)
     graph = half.graph
     entry = next(node.input[0] for node in graph.node if node.op_type in CONVOLUTIONS)
-    outputs = {
-        v.name for v in graph.output if v.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
+    outputs = {v.name for v in graph.output if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     weights = {weight.name: weight for weight in graph.initializer}
     inside = {entry}  # float32 tensors of the old graph that are FP16 in the new one
     nodes: list[NodeProto] = []
@@ -144,8 +140,8 @@ def to_half(proto: ModelProto) -> ModelProto:
             inside.add(name)
             node.output[position] = _half(name)
         nodes.append(node)
-        for name in outputs & set(produced):
-            nodes.append(_cast(_half(name), name, TensorProto.FLOAT))
+        shown = outputs & set(produced)
+        nodes.extend(_cast(_half(name), name, TensorProto.FLOAT) for name in shown)
     _cut_at_scores(nodes)
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)

@@ -212,4 +212,5 @@ def _softmax_maximum(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Probability of the most likely class of (C, rows, W), from 0 to 255."""
     # Relative to the maximum the largest exponential is exp(0) = 1, so nothing overflows.
     total = np.exp(logits - logits.max(0)).sum(0)
-    return np.rint(255 / total).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(255 / total).astype(np.uint8)
+    return scaled

@@ -14,6 +14,13 @@ IGNORE = 255
 SPEC_KEY = "fcn_deploy.spec"
 """Where the JSON lies in ONNX ``metadata_props`` and in a safetensors header."""
 
+PARITY_KEY = "fcn_deploy.parity"
+"""Where the result of the comparison with eager PyTorch lies in ONNX ``metadata_props``."""
+
+INPUT = "image"
+OUTPUTS = ("labels", "logits", "scores")
+"""Names of the tensors, in every exported file and engine."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from fcn_deploy.backends import ShapeLimits, check_finite
 from fcn_deploy.errors import DeviceError, MissingExtraError, ModelError
-from fcn_deploy.onnx_file import INPUT, OnnxModel, keep_outputs, read_onnx
+from fcn_deploy.onnx_file import OnnxModel, keep_outputs, read_onnx
+from fcn_deploy.spec import INPUT
 
 try:
     import onnxruntime as ort

@@ -23,13 +23,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fcn_deploy.artifacts import write_atomically
 from fcn_deploy.backends.eager import EagerBackend
 from fcn_deploy.errors import UsageError
-from fcn_deploy.onnx_file import INPUT, OUTPUTS, OnnxModel, keep_outputs, to_half
+from fcn_deploy.onnx_file import OnnxModel, keep_outputs, to_half
 from fcn_deploy.parity import ParityReport, compare
-from fcn_deploy.spec import SPEC_KEY, ModelSpec
+from fcn_deploy.spec import INPUT, OUTPUTS, PARITY_KEY, SPEC_KEY, ModelSpec
 from fcn_deploy.training.checkpoint import load_network
 from fcn_deploy.training.network import FCN, Deployed
 
-PARITY_KEY = "fcn_deploy.parity"
 OPSETS = (18, 23)
 """Lowest and highest: below 18 the exporter does not go, above 23 TensorRT does not."""
 

@@ -1,0 +1,126 @@
+"""TensorRT or TensorRT for RTX, whichever is there: one API, imported under two names."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcn_deploy.errors import DeviceError, MissingExtraError
+
+MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+EXTRAS = {"tensorrt": "trt", "rtx": "rtx"}
+
+
+@dataclass
+class Flavour:
+    """One of NVIDIA's two libraries.
+
+    Attributes:
+        name: ``tensorrt`` or ``rtx``.
+        trt: Its Python module.
+        messages: Errors and warnings that it has logged, the oldest first.
+        logger: The object that collects them; the library keeps a pointer to it.
+    """
+
+    name: str
+    trt: Any
+    messages: list[str] = field(default_factory=list)
+    logger: Any = None
+
+    def __post_init__(self) -> None:
+        self.logger = _collector(self.trt, self.messages)
+
+    @property
+    def version(self) -> str:
+        """Version of the library."""
+        return str(self.trt.__version__)
+
+    @property
+    def first_error(self) -> str:
+        """The first thing it complained of: without a GPU every error drags CUDA noise behind."""
+        return self.messages[0] if self.messages else "no reason was given"
+
+
+def _collector(trt: Any, messages: list[str]) -> Any:
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                messages.append(message.strip().splitlines()[0])
+
+    return Collector()
+
+
+def import_flavour(name: str) -> Flavour:
+    """Import a flavour.
+
+    Raises:
+        MissingExtraError: It is not installed, or its libraries cannot be loaded.
+    """
+    try:
+        return Flavour(name, importlib.import_module(MODULES[name]))
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingExtraError(MODULES[name], EXTRAS[name]) from error
+
+
+def find_builder(name: str) -> Flavour:
+    """The flavour to build with.
+
+    Args:
+        name: ``tensorrt``, ``rtx`` or ``auto``: TensorRT where there is a GPU for it to measure
+            on, else TensorRT-RTX, which builds without one.
+
+    Raises:
+        MissingExtraError: It is not installed.
+        DeviceError: Only TensorRT is installed, and there is no GPU.
+    """
+    if name != "auto":
+        return import_flavour(name)
+    if has_gpu():
+        try:
+            return import_flavour("tensorrt")
+        except MissingExtraError:
+            pass
+    return import_flavour("rtx")
+
+
+def has_gpu() -> bool:
+    """Whether CUDA finds a device."""
+    try:
+        require_gpu()
+    except (DeviceError, MissingExtraError):
+        return False
+    return True
+
+
+def require_gpu() -> Any:
+    """CUDA's runtime API, after it has found a device.
+
+    Asked before TensorRT is touched: without a driver some of its releases end the process.
+
+    Raises:
+        MissingExtraError: cuda-bindings is not installed.
+        DeviceError: There is no NVIDIA driver or GPU.
+    """
+    try:
+        from cuda.bindings import runtime as cuda
+    except ImportError as error:
+        raise MissingExtraError("cuda-bindings", "trt") from error
+    try:
+        status, count = cuda.cudaGetDeviceCount()
+    except (OSError, RuntimeError) as error:  # libcudart cannot be loaded at all
+        raise _no_gpu(str(error).splitlines()[0]) from error
+    if int(status) or not count:
+        raise _no_gpu(cuda.cudaGetErrorString(status)[1].decode())
+    return cuda
+
+
+def _no_gpu(cause: str) -> DeviceError:
+    return DeviceError(
+        f"TensorRT engines cannot run here: no NVIDIA GPU or driver ({cause}).",
+        "Engines can be built on this machine, not run.\n"
+        "Pass --backend ort to segment on the CPU with the ONNX file.",
+    )

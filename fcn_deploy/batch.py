@@ -1,0 +1,208 @@
+"""Many images: which, in what order, under what name, and what became of each."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fcn_deploy.errors import DataError, InputError, UsageError
+from fcn_deploy.image import (
+    MAX_PIXELS,
+    SUFFIXES,
+    overlay,
+    read_image,
+    write_gray,
+    write_mask,
+    write_photo,
+)
+from fcn_deploy.segment import Segmenter, Tile
+from fcn_deploy.tiling import DEFAULT_OVERLAP
+
+SAVES = {"mask": ".png", "overlay": ".jpg", "confidence": ".png"}
+"""What can be saved of an image, and its suffix; each kind has a folder of its name.
+
+Not `masks`: that is where data sets keep their ground truth, which nobody wants overwritten.
+"""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to segment, and its name below the output folder, without a suffix."""
+
+    source: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class ItemReport:
+    """What became of one image.
+
+    Attributes:
+        source: The image file.
+        status: ``done`` or ``failed``.
+        error: Why it failed.
+        outputs: What was written, by kind.
+        height: In pixels, after EXIF orientation; 0 if it failed.
+        width: The same.
+    """
+
+    source: str
+    status: str
+    error: str = ""
+    outputs: dict[str, str] | None = None
+    height: int = 0
+    width: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return asdict(self)
+
+
+def list_items(sources: Iterable[str | Path], out: Path | None = None) -> list[Item]:
+    """Images meant by files, folders (searched recursively) and glob patterns, each once.
+
+    An image keeps its path below the folder it was found through; two images that would get the
+    same output name, such as ``a.jpg`` and ``a.png``, keep their suffixes in it.
+
+    Args:
+        sources: Files, folders and patterns.
+        out: Output folder; what an earlier run has written there is not an input.
+
+    Raises:
+        DataError: A source does not exist, or there is no image at all.
+    """
+    found: dict[Path, Path] = {}  # source -> relative name
+    for source in sources:
+        for path, relative in _expand(str(source)):
+            if not (out and _written_by_us(path, out)):
+                found.setdefault(path, relative)
+    if not found:
+        raise DataError(
+            f"There is no image in {', '.join(str(source) for source in sources)}.",
+            f"Images are files that end in {', '.join(sorted(SUFFIXES))}.",
+        )
+    stems: dict[str, int] = {}
+    for relative in found.values():
+        stem = relative.with_suffix("").as_posix()
+        stems[stem] = stems.get(stem, 0) + 1
+    return _unique(
+        Item(path, relative.as_posix() if stems[stem] > 1 else stem)
+        for path, relative in found.items()
+        for stem in (relative.with_suffix("").as_posix(),)
+    )
+
+
+def _written_by_us(path: Path, out: Path) -> bool:
+    return any(path.resolve().is_relative_to((out / kind).resolve()) for kind in SAVES)
+
+
+def _unique(items: Iterable[Item]) -> list[Item]:
+    """Number what still collides: the same name below two source folders."""
+    taken: set[str] = set()
+    unique = []
+    for item in items:
+        name, number = item.name, 2
+        while name in taken:
+            name, number = f"{item.name}-{number}", number + 1
+        taken.add(name)
+        unique.append(Item(item.source, name))
+    return unique
+
+
+def _expand(source: str) -> Iterable[tuple[Path, Path]]:
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        return [(file, file.relative_to(path)) for file in files]
+    if path.exists():
+        return [(path, Path(path.name))]
+    matches = [Path(match) for match in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
+    if not matches:
+        raise DataError(f"There is no file, folder or match for {source}.")
+    # Below the part of the pattern that has no wildcard, so that folders are kept.
+    fixed = _fixed_parts(path)
+    root = Path(*fixed) if fixed else Path()
+    return [
+        (match, match.relative_to(root) if fixed else match)
+        for match in matches
+        if match.is_file() and match.suffix.lower() in SUFFIXES
+    ]
+
+
+def _fixed_parts(pattern: Path) -> list[str]:
+    parts = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        parts.append(part)
+    return parts
+
+
+def segment_items(
+    model: Segmenter,
+    items: Iterable[Item],
+    out: Path,
+    *,
+    save: tuple[str, ...] = ("mask",),
+    tile: Tile = "auto",
+    overlap: int = DEFAULT_OVERLAP,
+    max_pixels: int = MAX_PIXELS,
+    on_item: Callable[[ItemReport], None] | None = None,
+) -> list[ItemReport]:
+    """Segment images one after the other; one that cannot be read does not stop the others.
+
+    Args:
+        model: What segments.
+        items: Which images.
+        out: Output folder; every file in it is written whole or not at all.
+        save: Some of ``mask``, ``overlay`` and ``confidence``.
+        tile: As in :meth:`~fcn_deploy.segment.Segmenter.segment`.
+        overlap: The same.
+        max_pixels: Larger images fail, judged from their header.
+        on_item: Told of each image when it is finished.
+
+    Raises:
+        UsageError: Unknown kind of output, or tile and overlap do not go together.
+        EnvironmentFault: An output cannot be written.
+        CheckFailedError: The network returned values that are not finite.
+    """
+    if unknown := [kind for kind in save if kind not in SAVES]:
+        raise UsageError(f"There is no output {unknown[0]!r}.", f"Outputs: {', '.join(SAVES)}.")
+    reports = []
+    for item in items:
+        try:
+            report = _segment_item(model, item, out, save, tile, overlap, max_pixels)
+        except InputError as error:
+            report = ItemReport(str(item.source), "failed", error.problem)
+        reports.append(report)
+        if on_item is not None:
+            on_item(report)
+    return reports
+
+
+def _segment_item(
+    model: Segmenter,
+    item: Item,
+    out: Path,
+    save: tuple[str, ...],
+    tile: Tile,
+    overlap: int,
+    max_pixels: int,
+) -> ItemReport:
+    image = read_image(item.source, max_pixels=max_pixels)
+    prediction = model.predict(image, tile=tile, overlap=overlap, confidence="confidence" in save)
+    outputs: dict[str, str] = {}
+    for kind in save:
+        path = out / kind / f"{item.name}{SAVES[kind]}"
+        if kind == "mask":
+            write_mask(path, prediction.labels, model.spec.palette)
+        elif kind == "overlay":
+            write_photo(path, overlay(image, prediction.labels, model.spec.palette))
+        elif prediction.confidence is not None:
+            write_gray(path, prediction.confidence)
+        outputs[kind] = str(path)
+    height, width = prediction.labels.shape
+    return ItemReport(str(item.source), "done", "", outputs, height, width)

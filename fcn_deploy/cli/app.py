@@ -1,0 +1,98 @@
+"""The application: its commands, and how errors end it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fcn_deploy import __version__
+from fcn_deploy.cli.build_engine import build_engine
+from fcn_deploy.cli.evaluate import evaluate
+from fcn_deploy.cli.export import export
+from fcn_deploy.cli.info import info
+from fcn_deploy.cli.segment import segment
+from fcn_deploy.cli.train import train
+from fcn_deploy.errors import FcnDeployError
+
+HELP = """From labelled images to a verified FP16 TensorRT engine, and to masks of any size.
+
+\b
+    fcn-deploy train data/ -o runs/road
+    fcn-deploy evaluate
+    fcn-deploy export
+    fcn-deploy build-engine --fp16
+    fcn-deploy segment photos/ --backend trt
+
+A command that needs a model takes the newest run under ./runs if none is named, and says which.
+
+Exit codes: 0 done; 2 usage; 3 finished, but some inputs failed; 4 refused before work (model, data,
+configuration); 5 environment (disk, permission, device); 6 a check failed; 130 interrupted.
+"""
+
+
+class _Group(TyperGroup):
+    """Shows the errors that a user can mend, in one place; bugs keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FcnDeployError as error:
+            _show(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _show("Interrupted. What was finished is kept.")
+            raise typer.Exit(130) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _show(f"{error.strerror or error}: {error.filename or 'a file or device'}")
+            raise typer.Exit(5) from error
+
+
+def _show(text: str) -> None:
+    # Names of files can hold control characters, which a terminal would obey.
+    clean = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(clean, err=True)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fcn-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (train, evaluate, export, build_engine, segment, info):
+    app.command(name=command.__name__.replace("_", "-"))(command)
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    sys.exit(143)  # an exception, so that temporary files are removed on the way out
+
+
+def main() -> None:
+    """Entry point of ``fcn-deploy``."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()

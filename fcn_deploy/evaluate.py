@@ -1,0 +1,99 @@
+"""A model against labelled images: accuracy and IoU from one confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_deploy.dataset import Dataset, Pair, read_pair
+from fcn_deploy.errors import DataError
+from fcn_deploy.metrics import Scores, confusion_matrix, scores
+from fcn_deploy.segment import Segmenter, Tile
+from fcn_deploy.spec import ModelSpec
+from fcn_deploy.tiling import DEFAULT_OVERLAP
+
+OnImage = Callable[[Pair, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]], None]
+"""Called with pair, image (H, W, 3), truth (H, W) and prediction (H, W)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model achieves on a split.
+
+    Attributes:
+        classes: Class names.
+        confusion: int64 (C, C), rows being the truth.
+        images: Number of images.
+    """
+
+    classes: tuple[str, ...]
+    confusion: NDArray[np.int64]
+    images: int
+
+    @property
+    def scores(self) -> Scores:
+        """Accuracy and IoU."""
+        return scores(self.confusion)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {
+            "images": self.images,
+            **self.scores.as_dict(self.classes),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def evaluate(
+    model: Segmenter,
+    dataset: Dataset,
+    pairs: list[Pair],
+    *,
+    tile: Tile = "auto",
+    overlap: int = DEFAULT_OVERLAP,
+    on_image: OnImage | None = None,
+) -> Evaluation:
+    """Segment labelled images at full size, and count.
+
+    Args:
+        model: What to judge.
+        dataset: Where the images are from; its classes must be the model's.
+        pairs: Which images; none is left out.
+        tile: As in :meth:`~fcn_deploy.segment.Segmenter.segment`.
+        overlap: The same.
+        on_image: Told of each image; for progress and pictures.
+
+    Raises:
+        DataError: The classes differ, or a pair cannot be read.
+        InputError: An image cannot be read.
+    """
+    require_same_classes(model.spec, dataset)
+    confusion = np.zeros((model.spec.num_classes,) * 2, np.int64)
+    for pair in pairs:
+        image, truth = read_pair(dataset, pair)
+        prediction = model.segment(image, tile=tile, overlap=overlap)
+        confusion += confusion_matrix(truth, prediction, model.spec.num_classes)
+        if on_image is not None:
+            on_image(pair, image, truth, prediction)
+    return Evaluation(model.spec.classes, confusion, len(pairs))
+
+
+def require_same_classes(spec: ModelSpec, dataset: Dataset) -> None:
+    """Refuse a data set whose labels mean something else than the model's.
+
+    Raises:
+        DataError: Names the first difference.
+    """
+    if spec.classes == dataset.classes:
+        return
+    pairs = zip(spec.classes, dataset.classes, strict=False)
+    first = next((f"{a!r} is {b!r} there" for a, b in pairs if a != b), "")
+    counts = f"{spec.num_classes} classes, the data set {len(dataset.classes)}"
+    raise DataError(
+        f"The model has other classes than {dataset.root}: {first or f'it has {counts}'}.",
+        "Evaluate on the data set that the model was trained for.",
+    )

@@ -1,0 +1,422 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fcn_deploy.artifacts import BEST, LAST, TRAIN_RECORD, write_atomically
+from fcn_deploy.backends.eager import EagerBackend, pick_device
+from fcn_deploy.dataset import Dataset, Pair, check, open_dataset
+from fcn_deploy.errors import CheckFailedError, DataError, ModelError, UsageError
+from fcn_deploy.evaluate import evaluate, require_same_classes
+from fcn_deploy.metrics import Scores
+from fcn_deploy.report import training_curves
+from fcn_deploy.segment import Segmenter
+from fcn_deploy.spec import IGNORE, ModelSpec
+from fcn_deploy.training.augment import Examples, Shuffle
+from fcn_deploy.training.backbone import initialise_body
+from fcn_deploy.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from fcn_deploy.training.network import BACKBONES, SCORE_STRIDE, Deployed, build_network
+
+LEARNING_RATE = {"sgd": 0.02, "adam": 5e-4}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training.
+
+    Attributes:
+        head: ``fcn32s``, ``fcn16s`` or ``fcn8s``.
+        backbone: ``resnet18``, ``resnet34`` or ``resnet50``.
+        weights: Start of the body: ``imagenet``, ``none`` or a file.
+        epochs: 0 writes the initialised network.
+        batch_size: Crops per step.
+        crop_hw: Height and width of a crop in pixels, multiples of 32.
+        lr: Learning rate of the first step; ``None`` is 0.02 for SGD, 5e-4 for Adam.
+        optimizer: ``sgd`` (momentum 0.9) or ``adam``.
+        weight_decay: L2 penalty on all weights.
+        freeze_backbone: Leave the body as it starts, batch norm statistics included.
+        freeze_upsampling: Leave the transposed convolutions as they start.
+        upsampling_init: ``bilinear`` or ``xavier``.
+        seed: Of initial weights, order, crops and flips.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``.
+        workers: Processes that read and crop images; 0 reads in between.
+    """
+
+    head: str = "fcn32s"
+    backbone: str = "resnet18"
+    weights: str = "imagenet"
+    epochs: int = 30
+    batch_size: int = 8
+    crop_hw: tuple[int, int] = (320, 480)
+    lr: float | None = None
+    optimizer: str = "sgd"
+    weight_decay: float = 1e-4
+    freeze_backbone: bool = False
+    freeze_upsampling: bool = False
+    upsampling_init: str = "bilinear"
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch achieved.
+
+    Attributes:
+        epoch: From 1.
+        loss: Mean cross-entropy over the counted pixels of the epoch's crops.
+        train_accuracy: Share of those pixels that were right while training, in [0, 1].
+        val_accuracy: Pixel accuracy on the full-size validation images, in [0, 1].
+        val_mean_iou: Mean IoU on them, in [0, 1].
+        examples_per_s: Training speed, validation not counted.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    val_accuracy: float | None
+    val_mean_iou: float | None
+    examples_per_s: float
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """Where a training has been written, and how it went.
+
+    Attributes:
+        run: The run folder.
+        examples: Number of training images.
+        left_out: Images smaller than the crop.
+        history: One report an epoch.
+        best: The epoch with the highest validation mean IoU; ``None`` without epochs.
+    """
+
+    run: Path
+    examples: int
+    left_out: int
+    history: tuple[EpochReport, ...]
+    best: EpochReport | None
+
+
+class Listener(Protocol):
+    """What a training tells while it runs; all calls come from the training's own thread."""
+
+    def on_start(self, *, examples: int, left_out: int, device: str, epoch: int) -> None:
+        """Training begins after ``epoch`` epochs; ``left_out`` images are smaller than the crop."""
+        ...
+
+    def on_step(
+        self, step: int, steps: int, *, loss: float, accuracy: float, examples_per_s: float
+    ) -> None:
+        """Step ``step`` of ``steps`` of the epoch is done; the figures are of the epoch so far."""
+        ...
+
+    def on_validation(self, image: int, images: int) -> None:
+        """Validation image ``image`` of ``images`` is done."""
+        ...
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """An epoch is done and saved."""
+        ...
+
+
+class Quiet:
+    """A listener that says nothing."""
+
+    def on_start(self, *, examples: int, left_out: int, device: str, epoch: int) -> None:
+        """Ignore."""
+
+    def on_step(
+        self, step: int, steps: int, *, loss: float, accuracy: float, examples_per_s: float
+    ) -> None:
+        """Ignore."""
+
+    def on_validation(self, image: int, images: int) -> None:
+        """Ignore."""
+
+    def on_epoch(self, report: EpochReport) -> None:
+        """Ignore."""
+
+
+def train(
+    data: Path,
+    run: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> TrainReport:
+    """Train a network on a folder of labelled images.
+
+    Writes ``best.safetensors``, ``last.safetensors``, ``train.json`` and ``curves.png`` into
+    ``run`` after every epoch, each whole or not at all. The same seed gives the same weights on the
+    CPU. A resumed training ends with the weights of an uninterrupted one.
+
+    Args:
+        data: Data set in the plain or the Pascal VOC layout.
+        run: Run folder.
+        config: Settings.
+        resume: Go on after the last epoch in ``run``.
+        listener: Told of the progress.
+
+    Raises:
+        DataError: Lists every unusable pair, before the first epoch; or no image fits the crop.
+        UsageError: Settings that contradict each other, or a run that would be overwritten.
+        EnvironmentFault: Device, disk, or weights that cannot be downloaded.
+        CheckFailedError: The loss is no longer finite.
+    """
+    _check_config(config, run, resume=resume)
+    device = pick_device(config.device)
+    dataset = open_dataset(data)
+    sound = check(dataset, ["train", "val"])
+    height, width = config.crop_hw
+    fitting = [pair for pair, (h, w) in sound["train"] if h >= height and w >= width]
+    left_out = len(sound["train"]) - len(fitting)
+    if not fitting:
+        raise DataError(
+            f"None of the {left_out} training images is as large as the crop, {height}x{width}.",
+            "Pass a smaller --crop HxW, in multiples of 32.",
+        )
+    listener = listener or Quiet()
+    validation = [pair for pair, _ in sound["val"]]
+    # What is resumed brings its own weights: nothing to download.
+    start = replace(config, weights="none") if resume else config
+    session = _Session(dataset, fitting, validation, start, device)
+    session.config = config
+    if resume:
+        session.restore(run / LAST)
+    listener.on_start(
+        examples=len(fitting), left_out=left_out, device=str(device), epoch=session.epoch
+    )
+    if config.epochs == 0:
+        session.save(run, data, best=True)
+    while session.epoch < config.epochs:
+        report = session.run_epoch(listener)
+        session.save(run, data, best=session.best is report)
+        listener.on_epoch(report)
+    return TrainReport(run, len(fitting), left_out, tuple(session.history), session.best)
+
+
+def _check_config(config: TrainConfig, run: Path, *, resume: bool) -> None:
+    for kind, value, known in (
+        ("head", config.head, tuple(SCORE_STRIDE)),
+        ("backbone", config.backbone, BACKBONES),
+        ("optimizer", config.optimizer, tuple(LEARNING_RATE)),
+        ("upsampling-init", config.upsampling_init, ("bilinear", "xavier")),
+    ):
+        if value not in known:
+            raise UsageError(f"There is no {kind} {value!r}.", f"Known: {', '.join(known)}.")
+    if min(config.crop_hw) < 32 or any(size % 32 for size in config.crop_hw):
+        raise UsageError(
+            f"The crop {config.crop_hw[0]}x{config.crop_hw[1]} is not a multiple of 32 pixels.",
+            "For example: --crop 320x480",
+        )
+    if config.epochs < 0 or config.batch_size < 1 or config.workers < 0:
+        raise UsageError("Epochs and workers are 0 or more, the batch size 1 or more.")
+    if resume and not (run / LAST).is_file():
+        raise UsageError(f"There is nothing to resume in {run}.", "Leave --resume out to start.")
+    if not resume and (run / LAST).exists():
+        raise UsageError(
+            f"{run} already holds a training.",
+            "Pass --resume to go on with it, or another folder with -o.",
+        )
+
+
+class _Session:
+    """The moving parts of a training: network, optimizer, epoch, history."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        train_pairs: list[Pair],
+        val_pairs: list[Pair],
+        config: TrainConfig,
+        device: torch.device,
+    ) -> None:
+        self.dataset, self.val_pairs, self.config, self.device = dataset, val_pairs, config, device
+        self.epoch = 0
+        self.history: list[EpochReport] = []
+        self.best: EpochReport | None = None
+        self.spec = ModelSpec(
+            classes=dataset.classes,
+            palette=dataset.palette,
+            head=config.head,
+            backbone=config.backbone,
+            score_stride=SCORE_STRIDE[config.head],
+        )
+        torch.manual_seed(config.seed)
+        self.network = build_network(self.spec, upsampling_init=config.upsampling_init)
+        initialise_body(self.network, config.backbone, config.weights)
+        self._freeze()
+        self.network.to(device)
+        self.model = Deployed(self.network, self.spec).to(device)
+        self.lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
+        self.optimizer = self._optimizer()
+        self.shuffle = Shuffle(len(train_pairs), config.seed)
+        self.loader = DataLoader(
+            Examples(dataset, train_pairs, config.crop_hw, config.seed),
+            batch_size=config.batch_size,
+            sampler=self.shuffle,
+            num_workers=config.workers,
+            # A last small batch would weigh as much as a full one, and upset batch norm.
+            drop_last=len(train_pairs) >= config.batch_size,
+            pin_memory=device.type == "cuda",
+            persistent_workers=config.workers > 0,
+        )
+
+    def _freeze(self) -> None:
+        if self.config.freeze_backbone:
+            self.network.body.requires_grad_(False)
+        if self.config.freeze_upsampling:
+            for layer in self.network.upsampling_layers():
+                layer.requires_grad_(False)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        learned = [p for p in self.network.parameters() if p.requires_grad]
+        if self.config.optimizer == "adam":
+            return torch.optim.Adam(learned, self.lr, weight_decay=self.config.weight_decay)
+        return torch.optim.SGD(
+            learned, self.lr, momentum=0.9, weight_decay=self.config.weight_decay
+        )
+
+    def run_epoch(self, listener: Listener) -> EpochReport:
+        """Train one epoch, validate, and keep the result in the history."""
+        self.shuffle.epoch = self.epoch
+        self.model.train()
+        if self.config.freeze_backbone:
+            self.network.body.eval()
+        loss_sum = right = counted = 0.0
+        examples, started, steps = 0, time.perf_counter(), len(self.loader)
+        for step, (image, labels) in enumerate(self.loader):
+            self._set_lr(self.epoch * steps + step, self.config.epochs * steps)
+            image = image.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+            loss, logits = self._step(image, labels)
+            valid = labels != IGNORE
+            pixels = int(valid.sum())
+            loss_sum += loss * pixels
+            right += int(((logits.argmax(1) == labels) & valid).sum())
+            counted += pixels
+            examples += len(image)
+            speed = examples / (time.perf_counter() - started)
+            listener.on_step(
+                step + 1,
+                steps,
+                loss=loss_sum / max(counted, 1),
+                accuracy=right / max(counted, 1),
+                examples_per_s=speed,
+            )
+        speed = examples / (time.perf_counter() - started)
+        self.epoch += 1
+        evaluation = self._validate(listener)
+        report = EpochReport(
+            epoch=self.epoch,
+            loss=loss_sum / max(counted, 1),
+            train_accuracy=right / max(counted, 1),
+            val_accuracy=evaluation.pixel_accuracy,
+            val_mean_iou=evaluation.mean_iou,
+            examples_per_s=speed,
+        )
+        self.history.append(report)
+        if self.best is None or (report.val_mean_iou or 0) > (self.best.val_mean_iou or 0):
+            self.best = report
+        return report
+
+    def _step(self, image: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        logits = self.network(self.model.normalise(image))
+        # The mean over no pixels is NaN: a crop of nothing but ignored pixels teaches nothing.
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        loss = total / (labels != IGNORE).sum().clamp(min=1)
+        if not torch.isfinite(loss):
+            raise CheckFailedError(
+                f"The loss is no longer finite, in epoch {self.epoch + 1}.",
+                "Train with a smaller --lr; the checkpoints so far are kept.",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach()), logits.detach()
+
+    def _set_lr(self, step: int, steps: int) -> None:
+        """Polynomial decay with power 0.9, as DeepLab (Chen et al. 2017) introduced it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * (1 - step / steps) ** 0.9
+
+    def _validate(self, listener: Listener) -> Scores:
+        model = Segmenter(EagerBackend(self.network, self.spec, self.device))
+        done = count(1)
+
+        def tell(*_: object) -> None:
+            listener.on_validation(next(done), len(self.val_pairs))
+
+        return evaluate(model, self.dataset, self.val_pairs, on_image=tell).scores
+
+    def save(self, run: Path, data: Path, *, best: bool) -> None:
+        """Write checkpoints, history and curves."""
+        reached = self.history[-1] if self.history else None
+        facts = {**asdict(self.config), "lr": self.lr, "epoch": self.epoch}
+        del facts["device"], facts["workers"]  # of the machine, not of the model
+        if Path(facts["weights"]).suffix:
+            facts["weights"] = Path(facts["weights"]).name
+        if reached is not None:
+            facts |= {"val_mean_iou": reached.val_mean_iou, "val_accuracy": reached.val_accuracy}
+        spec = replace(self.spec, training=facts)
+        weights = self.network.state_dict()
+        history = [asdict(report) for report in self.history]
+        resume = {"epoch": self.epoch, "history": history, "best": self.best and self.best.epoch}
+        if best:
+            save_checkpoint(run / BEST, Checkpoint(spec, weights, {}, {}))
+        save_checkpoint(run / LAST, Checkpoint(spec, weights, self._optimizer_tensors(), resume))
+        record = {
+            "data": str(data.resolve()),
+            "config": asdict(self.config),
+            "history": history,
+            "best_epoch": resume["best"],
+        }
+        write_atomically(run / TRAIN_RECORD, json.dumps(record, indent=2).encode())
+        if self.history:
+            training_curves(run / "curves.png", history)
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{index}.{name}": value
+            for index, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
+
+    def restore(self, path: Path) -> None:
+        """Go on where ``path`` was written."""
+        checkpoint = load_checkpoint(path)
+        require_same_classes(checkpoint.spec, self.dataset)
+        load_weights(self.network, checkpoint.weights, path)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in checkpoint.resume_tensors.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        try:
+            self.epoch = int(checkpoint.resume["epoch"])
+            self.history = [EpochReport(**report) for report in checkpoint.resume["history"]]
+            best = checkpoint.resume["best"]
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{path} was not written to be resumed.") from error
+        self.best = next((report for report in self.history if report.epoch == best), None)
