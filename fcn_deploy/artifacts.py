@@ -113,9 +113,7 @@ def newest_run(root: Path = RUNS) -> Path:
     Raises:
         UsageError: There is none.
     """
-    runs = [path.parent for path in root.glob(f"*/{LAST}")] + [
-        path.parent for suffix in SUFFIX_BACKEND for path in root.glob(f"*/*{suffix}")
-    ]
+    runs = [path.parent for suffix in SUFFIX_BACKEND for path in _whole(root, f"*/*{suffix}")]
     if not runs:
         raise UsageError(
             f"There is no run under {root}{os.sep}, and no model was named.",
@@ -124,8 +122,13 @@ def newest_run(root: Path = RUNS) -> Path:
     return max(set(runs), key=_last_write)
 
 
+def _whole(folder: Path, pattern: str) -> list[Path]:
+    # A killed atomic_path leaves its temporary file behind, dot and suffix and all.
+    return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+
+
 def _last_write(run: Path) -> int:
-    return max(path.stat().st_mtime_ns for path in run.iterdir())
+    return max(path.lstat().st_mtime_ns for path in run.iterdir())
 
 
 def find_model(model: Path | None, *, suffixes: tuple[str, ...]) -> Path:
@@ -146,7 +149,7 @@ def find_model(model: Path | None, *, suffixes: tuple[str, ...]) -> Path:
         return model
     run = newest_run() if model is None else model
     for suffix in suffixes:
-        found = sorted(run.glob(f"*{suffix}"), key=lambda path: path.stat().st_mtime_ns)
+        found = sorted(_whole(run, f"*{suffix}"), key=lambda path: path.stat().st_mtime_ns)
         preferred = [path for path in found if path.name in (BEST, ONNX)]
         if found:
             return (preferred or found)[-1]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.errors import DataError, InputError, UsageError
+from fcn_deploy.errors import DataError, EnvironmentFault, InputError, UsageError
 from fcn_deploy.image import (
     MAX_PIXELS,
     SUFFIXES,
@@ -21,6 +22,7 @@ from fcn_deploy.image import (
 from fcn_deploy.segment import Segmenter, Tile
 from fcn_deploy.tiling import DEFAULT_OVERLAP
 
+JPEG_SIDE = 65_500
 SAVES = {"mask": ".png", "overlay": ".jpg", "confidence": ".png"}
 """What can be saved of an image, and its suffix; each kind has a folder of its name.
 
@@ -74,29 +76,29 @@ def list_items(sources: Iterable[str | Path], out: Path | None = None) -> list[I
     Raises:
         DataError: A source does not exist, or there is no image at all.
     """
-    found: dict[Path, Path] = {}  # source -> relative name
+    found: dict[Path, tuple[Path, Path]] = {}  # by its one true folder: source, relative name
     for source in sources:
         for path, relative in _expand(str(source)):
             if not (out and _written_by_us(path, out)):
-                found.setdefault(path, relative)
+                found.setdefault(path.parent.resolve() / path.name, (path, relative))
     if not found:
         raise DataError(
             f"There is no image in {', '.join(str(source) for source in sources)}.",
             f"Images are files that end in {', '.join(sorted(SUFFIXES))}.",
         )
     stems: dict[str, int] = {}
-    for relative in found.values():
+    for _, relative in found.values():
         stem = relative.with_suffix("").as_posix()
         stems[stem] = stems.get(stem, 0) + 1
     return _unique(
         Item(path, relative.as_posix() if stems[stem] > 1 else stem)
-        for path, relative in found.items()
+        for path, relative in found.values()
         for stem in (relative.with_suffix("").as_posix(),)
     )
 
 
 def _written_by_us(path: Path, out: Path) -> bool:
-    return any(path.resolve().is_relative_to((out / kind).resolve()) for kind in SAVES)
+    return any(path.parent.resolve().is_relative_to((out / kind).resolve()) for kind in SAVES)
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:
@@ -115,21 +117,28 @@ def _unique(items: Iterable[Item]) -> list[Item]:
 def _expand(source: str) -> Iterable[tuple[Path, Path]]:
     path = Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and _is_input(p))
         return [(file, file.relative_to(path)) for file in files]
     if path.exists():
         return [(path, Path(path.name))]
-    matches = [Path(match) for match in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
-    if not matches:
-        raise DataError(f"There is no file, folder or match for {source}.")
     # Below the part of the pattern that has no wildcard, so that folders are kept.
     fixed = _fixed_parts(path)
-    root = Path(*fixed) if fixed else Path()
+    root = Path(*fixed)
+    rest = [*path.parts[len(fixed) :], *(["*"] if path.name == "**" else [])]
+    # pathlib's ** does not follow links to folders, the one of the module glob goes round in loops.
+    matches = sorted(root.glob(str(Path(*rest))))
+    if not matches:
+        raise DataError(f"There is no file, folder or match for {source}.")
     return [
-        (match, match.relative_to(root) if fixed else match)
+        (match, match.relative_to(root))
         for match in matches
-        if match.is_file() and match.suffix.lower() in SUFFIXES
+        if match.suffix.lower() in SUFFIXES and _is_input(match)
     ]
+
+
+def _is_input(path: Path) -> bool:
+    # A dangling link is one that fails: nothing is dropped without a word.
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _fixed_parts(pattern: Path) -> list[str]:
@@ -175,6 +184,11 @@ def segment_items(
     for item in items:
         try:
             report = _segment_item(model, item, out, save, tile, overlap, max_pixels)
+        except EnvironmentFault as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno != errno.ENAMETOOLONG:
+                raise
+            report = ItemReport(str(item.source), "failed", error.problem)
         except InputError as error:
             report = ItemReport(str(item.source), "failed", error.problem)
         reports.append(report)
@@ -193,6 +207,11 @@ def _segment_item(
     max_pixels: int,
 ) -> ItemReport:
     image = read_image(item.source, max_pixels=max_pixels)
+    if "overlay" in save and max(image.shape[:2]) > JPEG_SIDE:
+        raise InputError(
+            f"{item.source} is larger than the {JPEG_SIDE:,} pixels a side that a JPEG holds.",
+            "Leave the overlay out of --save.",
+        )
     prediction = model.predict(image, tile=tile, overlap=overlap, confidence="confidence" in save)
     outputs: dict[str, str] = {}
     for kind in save:

@@ -15,30 +15,17 @@ Pascal VOC (``data`` itself, or anywhere up to two folders below it)::
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_deploy.classes import lines, read_classes, voc_classes
 from fcn_deploy.errors import DataError, InputError
 from fcn_deploy.image import SUFFIXES, image_hw, read_image, read_mask
-from fcn_deploy.spec import IGNORE, Color, voc_palette
+from fcn_deploy.spec import IGNORE, Color
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-# The names of the Pascal VOC development kit (Everingham et al.), in the order of their ids.
-VOC_CLASSES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
-    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
-    *("sheep", "sofa", "train", "tvmonitor"),
-)
 VOC_BORDER: Color = (224, 224, 192)
 
 
@@ -103,6 +90,8 @@ class Dataset:
     def _from_colors(
         self, colors: NDArray[np.uint8] | NDArray[np.uint16], mask: Path
     ) -> NDArray[np.uint8]:
+        if len(set(self.palette)) < len(self.palette):
+            raise DataError(f"{mask} has colours, but two classes share a colour.")
         codes = (colors.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(2)
         codes = codes.astype(np.uint32)
         labels = np.full(codes.shape, 254, np.uint8)
@@ -127,14 +116,14 @@ def open_dataset(root: Path) -> Dataset:
         raise DataError(f"There is no folder {root}.", "Name a folder of labelled images.")
     voc = _voc_root(root)
     if voc is not None:
-        classes, palette, ignore = _classes(root) or _classes(voc) or _voc_classes()
+        classes, palette, ignore = read_classes(root) or read_classes(voc) or voc_classes()
         return Dataset(voc, classes, palette, ignore, "voc")
     if not any((root / split / "images").is_dir() for split in ("train", "val", "test")):
         raise DataError(
             f"{root} is no data set: neither train/images nor JPEGImages lies in it.",
             "Layout: {train,val}/{images,masks} and classes.toml, or Pascal VOC.",
         )
-    described = _classes(root)
+    described = read_classes(root)
     if described is None:
         raise DataError(
             f"{root} has no classes.toml or classes.txt.",
@@ -227,58 +216,5 @@ def _voc_pairs(root: Path, split: str) -> list[Pair]:
         raise DataError(f"{root} has no split {split!r}: {listing} is missing.")
     return [
         Pair(name, root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png")
-        for name in _lines(listing)
+        for name in lines(listing)
     ]
-
-
-def _lines(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith("#"):
-            yield line.strip()
-
-
-Classes = tuple[tuple[str, ...], tuple[Color, ...], int]
-
-
-def _voc_classes() -> Classes:
-    return VOC_CLASSES, voc_palette(len(VOC_CLASSES)), IGNORE
-
-
-def _classes(root: Path) -> Classes | None:
-    toml, text = root / "classes.toml", root / "classes.txt"
-    if toml.is_file():
-        try:
-            return _from_toml(tomllib.loads(toml.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{toml} cannot be used: {error}.",
-                'It holds [[classes]] tables with name = "..." and, if wanted, color = [R, G, B].',
-            ) from error
-    if text.is_file():
-        names = tuple(_lines(text))
-        _check_names(names)
-        return names, voc_palette(len(names)), IGNORE
-    return None
-
-
-def _from_toml(content: dict[str, Any]) -> Classes:
-    tables = content["classes"]
-    names = tuple(str(table["name"]) for table in tables)
-    _check_names(names)
-    palette = []
-    for table, spare in zip(tables, voc_palette(len(names)), strict=True):
-        red, green, blue = (int(channel) for channel in table.get("color", spare))
-        if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
-            raise ValueError(f"the colour of {table['name']} lies outside 0..255")
-        palette.append((red, green, blue))
-    ignore = int(content.get("ignore_index", IGNORE))
-    if 0 <= ignore < len(names):
-        raise ValueError(f"ignore_index {ignore} is also the class {names[ignore]}")
-    return names, tuple(palette), ignore
-
-
-def _check_names(names: tuple[str, ...]) -> None:
-    if not 1 <= len(names) <= IGNORE - 1:
-        raise DataError(f"{len(names)} classes, where 1 to {IGNORE - 1} are possible.")
-    if len(set(names)) != len(names):
-        raise DataError("Two classes have the same name.")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fcn_deploy.artifacts import atomic_path
 from fcn_deploy.errors import DataError, InputError
+from fcn_deploy.png_rows import rows_are_missing
 from fcn_deploy.spec import IGNORE, Color
 
 # An allow-list: Pillow knows formats that run other programs (EPS) or expand without bound (FITS).
@@ -26,6 +30,25 @@ MAX_PIXELS = 200_000_000
 IGNORE_COLOR = (255, 255, 255)
 
 
+_PILLOWS_LIMIT = threading.RLock()
+
+
+@contextmanager
+def _our_own_limit() -> Iterator[None]:
+    """Set aside Pillow's limit (an error from 179 MP), which is one for the whole process.
+
+    Ours is checked against the same header, before anything is decoded.
+    """
+    with _PILLOWS_LIMIT, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image file and check its header; pixels are not decoded yet.
 
@@ -33,10 +56,12 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         InputError: Not a readable image of an allowed format, or larger than ``max_pixels``.
     """
     try:
-        with warnings.catch_warnings():
-            # Our own limit is checked below, against the same header.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError("a pipe or device, not a file")  # Pillow would wait for it
+        with _our_own_limit():
             image = Image.open(path, formats=FORMATS)
+        # Pillow maps uncompressed gray files, and TIFF with the width after turning: scrambled.
+        image.filename = ""
     except UnidentifiedImageError as error:
         raise InputError(
             f"{path} is not an image that can be read.",
@@ -45,6 +70,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError and more
         raise _unreadable(path, error) from error
     if image.width * image.height > max_pixels:
+        image.close()
         raise InputError(
             f"{path} has {image.width}x{image.height} pixels, the limit is {max_pixels:,}.",
             "If you trust the file, raise the limit: --max-pixels N",
@@ -64,7 +90,10 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
     with open_image(path, max_pixels=max_pixels) as image:
         try:
             # Exceptions of exif_transpose, too: EXIF blocks are as breakable as pixels.
-            upright = ImageOps.exif_transpose(image)
+            upright = _decode(image, path)
+            if image.format == "PPM" and upright.mode == "I":  # 16 bits; Pillow has scaled it
+                gray = (np.asarray(upright) >> 8).astype(np.uint8)
+                return np.repeat(gray[:, :, None], 3, axis=2)
             if upright.mode in ("I;16", "I;16L", "I;16B", "I;16N"):
                 # convert("RGB") would clip at 255 and give an almost white picture.
                 gray = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
@@ -75,11 +104,31 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
                     "whose black and white are not defined.",
                     "Convert it to 8 or 16 bits a channel.",
                 )
-            return np.array(upright.convert("RGB"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # transparency is ignored on purpose
+                return np.array(upright.convert("RGB"))
         except InputError:
             raise
         except Exception as error:
             raise _unreadable(path, error) from error
+
+
+def _decode(image: Image.Image, path: Path) -> Image.Image:
+    with _our_own_limit():
+        ImageOps.exif_transpose(image, in_place=True)
+    _refuse_missing_rows(image, path)
+    return image
+
+
+def _refuse_missing_rows(image: Image.Image, path: Path) -> None:
+    # Of a PNG with fewer rows than declared, Pillow leaves the rest black without a word. Only
+    # black rows make it worth counting what the file holds.
+    if image.format != "PNG":
+        return
+    pixels = np.asarray(image)
+    black = not pixels.reshape(pixels.shape[0], -1).any(1).all()
+    if black and rows_are_missing(path):
+        raise InputError(f"{path} holds fewer rows of pixels than it declares.")
 
 
 def image_hw(path: Path) -> tuple[int, int]:
@@ -89,7 +138,14 @@ def image_hw(path: Path) -> tuple[int, int]:
         InputError: As :func:`open_image`.
     """
     with open_image(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                orientation = image.getexif().get(0x0112, 1)
+        except Exception as error:  # of PNG this decodes the pixels
+            raise _unreadable(path, error) from error
+        # Of TIFF, Pillow gives the size after turning.
+        turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -101,8 +157,13 @@ def read_mask(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """
     try:
         with open_image(path) as image:
+            with _our_own_limit():
+                image.load()
+            _refuse_missing_rows(image, path)
             if image.mode in ("P", "L"):
                 return np.array(image)
+            if image.mode == "I" and not _fits_16_bits(np.asarray(image)):
+                raise DataError(f"{path} has ids beyond 16 bits.")
             if image.mode in ("I;16", "I;16B", "I"):
                 return np.array(image).astype(np.uint16)
             if image.mode == "1":
@@ -112,8 +173,14 @@ def read_mask(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
             raise DataError(f"{path} has pixels of mode {image.mode}, not palette, gray or RGB.")
     except InputError as error:
         raise DataError(error.problem, error.remedy) from error
-    except OSError as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises ValueError, SyntaxError and more
         raise DataError(f"{path} is damaged: {error}.") from error
+
+
+def _fits_16_bits(ids: NDArray[np.int32]) -> bool:
+    return int(ids.min()) >= 0 and int(ids.max()) <= 0xFFFF
 
 
 def write_mask(path: Path, labels: NDArray[np.uint8], palette: tuple[Color, ...]) -> None:

@@ -130,7 +130,8 @@ def read_passport(plan: Path) -> Passport:
         ModelError: No plan, no passport, or they do not belong together.
     """
     try:
-        magic = plan.open("rb").read(4)
+        with plan.open("rb") as file:
+            magic = file.read(4)
     except OSError as error:
         raise ModelError(f"{plan} cannot be read: {error.strerror}.") from error
     if magic not in MAGIC:
@@ -141,7 +142,11 @@ def read_passport(plan: Path) -> Passport:
             f"{plan} has no passport beside it, {sidecar.name}: who built it, and for what?",
             "A plan is native code. " + REBUILD,
         )
-    passport = Passport.from_json(sidecar.read_text(encoding="utf-8"))
+    try:
+        text = sidecar.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"The passport {sidecar} cannot be read: {error}.", REBUILD) from error
+    passport = Passport.from_json(text)
     if passport.flavour != MAGIC[magic]:
         raise ModelError(f"{plan} is a plan of {MAGIC[magic]}, its passport is not.", REBUILD)
     if sha256(plan) != passport.plan_sha256:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from fcn_deploy.errors import ShapeError, UsageError
 
 FLAVOURS = ("auto", "tensorrt", "rtx")

@@ -47,8 +47,9 @@ def training_curves(path: Path, history: list[dict[str, Any]]) -> None:
         ("val_accuracy", "pixel accuracy, validation", "#2980b9"),
         ("val_mean_iou", "mean IoU, validation", "#27ae60"),
     ):
-        values = [np.nan if epoch[key] is None else epoch[key] for epoch in history]
-        right.plot(epochs, values, label=name, color=color, marker=marker)
+        known = [(e["epoch"], e[key]) for e in history if e[key] is not None]
+        if known:
+            right.plot(*zip(*known, strict=True), label=name, color=color, marker=marker)
     right.set(title="Accuracy", xlabel="epoch", ylim=(0, 1))
     right.legend(loc="lower right", frameon=False)
     for axes in (left, right):

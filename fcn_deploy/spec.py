@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -105,6 +106,8 @@ class ModelSpec:
                     f"The model's description has format {version}, this release reads format 1.",
                     "Upgrade: pip install -U fcn-deploy",
                 )
+            if missing := {"head", "backbone", *_NUMBERS} - set(fields):
+                raise KeyError(", ".join(sorted(missing)))
             fields["classes"] = tuple(str(name) for name in fields["classes"])
             fields["palette"] = tuple(_rgb(color) for color in fields["palette"])
             fields["mean"] = _three(fields["mean"])
@@ -124,7 +127,13 @@ def _three(values: list[float]) -> tuple[float, float, float]:
     return first, second, third
 
 
+_NUMBERS = {"upsampling_bias": bool, "output_stride": int, "score_stride": int}
+
+
 def _contradiction(spec: ModelSpec) -> str:
+    for name, kind in {"head": str, "backbone": str, **_NUMBERS}.items():
+        if type(getattr(spec, name)) is not kind:
+            return f"{name} is {getattr(spec, name)!r}"
     if not 1 <= spec.num_classes <= IGNORE:
         return f"{spec.num_classes} classes, where 1 to {IGNORE} fit a uint8 label"
     if len(set(spec.classes)) != spec.num_classes:
@@ -133,8 +142,10 @@ def _contradiction(spec: ModelSpec) -> str:
         return f"{len(spec.palette)} colours for {spec.num_classes} classes"
     if any(not 0 <= channel <= 255 for color in spec.palette for channel in color):
         return "a colour lies outside 0..255"
-    if spec.score_stride < 1 or spec.output_stride % spec.score_stride:
+    if spec.score_stride < 1 or spec.output_stride < 1 or spec.output_stride % spec.score_stride:
         return f"score stride {spec.score_stride} does not divide {spec.output_stride}"
+    if not all(math.isfinite(value) for value in (*spec.mean, *spec.std)):
+        return "a mean or standard deviation is not finite"
     if min(spec.std) <= 0:
         return "a standard deviation is not positive"
     return ""

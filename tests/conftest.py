@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Before torch is imported: on a busy machine two OpenMP threads that spin while they wait for each
+# other take three times as long for layers as small as those of the tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
@@ -60,7 +65,8 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder: an FCN-16s trained for some seconds, so that its logits mean something."""
-    from fcn_deploy.training.train import TrainConfig, train
+    from fcn_deploy.training.config import TrainConfig
+    from fcn_deploy.training.train import train
 
     run = tmp_path_factory.mktemp("toy") / "runs" / "toy"
     config = TrainConfig(

@@ -15,7 +15,8 @@ from fcn_deploy.cli.console import note, parse_hw, progress, relative
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from fcn_deploy.training.train import EpochReport, TrainConfig
+    from fcn_deploy.training.config import TrainConfig
+    from fcn_deploy.training.progress import EpochReport
 
 
 def train(
@@ -79,6 +80,9 @@ def train(
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images.  [default: 2]")
     ] = None,
+    val_every: Annotated[
+        int | None, typer.Option(help="Validate and save every N epochs.  [default: 1]")
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -111,6 +115,7 @@ def train(
         "seed": seed,
         "device": device,
         "workers": workers,
+        "val_every": val_every,
     }
     config = _settings(run, given, resume=resume)
     with progress() as bar:
@@ -122,7 +127,7 @@ def train(
 
 def _settings(run: Path, given: dict[str, Any], *, resume: bool) -> TrainConfig:
     """The defaults, or those of the run that is resumed, and over them what was given."""
-    from fcn_deploy.training.train import TrainConfig
+    from fcn_deploy.training.config import TrainConfig
 
     config = TrainConfig()
     record = run / TRAIN_RECORD
@@ -169,12 +174,13 @@ class _Display:
 
     def on_epoch(self, report: EpochReport) -> None:
         self._epoch = report.epoch
+        validated = ""
+        if report.val_accuracy is not None and report.val_mean_iou is not None:
+            validated = (
+                f"  val acc {report.val_accuracy:.4f}  val mean IoU {report.val_mean_iou:.4f}"
+            )
         note(
             f"epoch {report.epoch}/{self._config.epochs}  loss {report.loss:.4f}  "
-            f"train acc {report.train_accuracy:.4f}  val acc {_figure(report.val_accuracy)}  "
-            f"val mean IoU {_figure(report.val_mean_iou)}  {report.examples_per_s:.1f} examples/s"
+            f"train acc {report.train_accuracy:.4f}{validated}  "
+            f"{report.examples_per_s:.1f} examples/s"
         )
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

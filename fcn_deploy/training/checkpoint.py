@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from fcn_deploy.artifacts import write_atomically
+from fcn_deploy.artifacts import atomic_path
 from fcn_deploy.errors import ModelError
 from fcn_deploy.spec import SPEC_KEY, ModelSpec
 from fcn_deploy.training.network import FCN, build_network
@@ -51,7 +51,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.resume:
         header[RESUME_KEY] = json.dumps(checkpoint.resume)
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(host, header))
+    with atomic_path(path) as temporary:
+        save_file(host, temporary, header)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

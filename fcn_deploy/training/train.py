@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,128 +31,11 @@ from fcn_deploy.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from fcn_deploy.training.network import BACKBONES, SCORE_STRIDE, Deployed, build_network
+from fcn_deploy.training.config import TrainConfig
+from fcn_deploy.training.network import SCORE_STRIDE, Deployed, build_network
+from fcn_deploy.training.progress import EpochReport, Listener, Quiet, TrainReport
 
-LEARNING_RATE = {"sgd": 0.02, "adam": 5e-4}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a training.
-
-    Attributes:
-        head: ``fcn32s``, ``fcn16s`` or ``fcn8s``.
-        backbone: ``resnet18``, ``resnet34`` or ``resnet50``.
-        weights: Start of the body: ``imagenet``, ``none`` or a file.
-        epochs: 0 writes the initialised network.
-        batch_size: Crops per step.
-        crop_hw: Height and width of a crop in pixels, multiples of 32.
-        lr: Learning rate of the first step; ``None`` is 0.02 for SGD, 5e-4 for Adam.
-        optimizer: ``sgd`` (momentum 0.9) or ``adam``.
-        weight_decay: L2 penalty on all weights.
-        freeze_backbone: Leave the body as it starts, batch norm statistics included.
-        freeze_upsampling: Leave the transposed convolutions as they start.
-        upsampling_init: ``bilinear`` or ``xavier``.
-        seed: Of initial weights, order, crops and flips.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``.
-        workers: Processes that read and crop images; 0 reads in between.
-    """
-
-    head: str = "fcn32s"
-    backbone: str = "resnet18"
-    weights: str = "imagenet"
-    epochs: int = 30
-    batch_size: int = 8
-    crop_hw: tuple[int, int] = (320, 480)
-    lr: float | None = None
-    optimizer: str = "sgd"
-    weight_decay: float = 1e-4
-    freeze_backbone: bool = False
-    freeze_upsampling: bool = False
-    upsampling_init: str = "bilinear"
-    seed: int = 0
-    device: str = "auto"
-    workers: int = 2
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What an epoch achieved.
-
-    Attributes:
-        epoch: From 1.
-        loss: Mean cross-entropy over the counted pixels of the epoch's crops.
-        train_accuracy: Share of those pixels that were right while training, in [0, 1].
-        val_accuracy: Pixel accuracy on the full-size validation images, in [0, 1].
-        val_mean_iou: Mean IoU on them, in [0, 1].
-        examples_per_s: Training speed, validation not counted.
-    """
-
-    epoch: int
-    loss: float
-    train_accuracy: float
-    val_accuracy: float | None
-    val_mean_iou: float | None
-    examples_per_s: float
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """Where a training has been written, and how it went.
-
-    Attributes:
-        run: The run folder.
-        examples: Number of training images.
-        left_out: Images smaller than the crop.
-        history: One report an epoch.
-        best: The epoch with the highest validation mean IoU; ``None`` without epochs.
-    """
-
-    run: Path
-    examples: int
-    left_out: int
-    history: tuple[EpochReport, ...]
-    best: EpochReport | None
-
-
-class Listener(Protocol):
-    """What a training tells while it runs; all calls come from the training's own thread."""
-
-    def on_start(self, *, examples: int, left_out: int, device: str, epoch: int) -> None:
-        """Training begins after ``epoch`` epochs; ``left_out`` images are smaller than the crop."""
-        ...
-
-    def on_step(
-        self, step: int, steps: int, *, loss: float, accuracy: float, examples_per_s: float
-    ) -> None:
-        """Step ``step`` of ``steps`` of the epoch is done; the figures are of the epoch so far."""
-        ...
-
-    def on_validation(self, image: int, images: int) -> None:
-        """Validation image ``image`` of ``images`` is done."""
-        ...
-
-    def on_epoch(self, report: EpochReport) -> None:
-        """An epoch is done and saved."""
-        ...
-
-
-class Quiet:
-    """A listener that says nothing."""
-
-    def on_start(self, *, examples: int, left_out: int, device: str, epoch: int) -> None:
-        """Ignore."""
-
-    def on_step(
-        self, step: int, steps: int, *, loss: float, accuracy: float, examples_per_s: float
-    ) -> None:
-        """Ignore."""
-
-    def on_validation(self, image: int, images: int) -> None:
-        """Ignore."""
-
-    def on_epoch(self, report: EpochReport) -> None:
-        """Ignore."""
+CURVES_EVERY_S = 30
 
 
 def train(
@@ -165,9 +48,10 @@ def train(
 ) -> TrainReport:
     """Train a network on a folder of labelled images.
 
-    Writes ``best.safetensors``, ``last.safetensors``, ``train.json`` and ``curves.png`` into
-    ``run`` after every epoch, each whole or not at all. The same seed gives the same weights on the
-    CPU. A resumed training ends with the weights of an uninterrupted one.
+    Writes ``best.safetensors``, ``last.safetensors`` and ``train.json`` into ``run`` after every
+    validated epoch, and ``curves.png`` now and then, each whole or not at all. The same seed
+    gives the same weights on the CPU. A resumed training ends with the weights of an uninterrupted
+    one.
 
     Args:
         data: Data set in the plain or the Pascal VOC layout.
@@ -182,7 +66,8 @@ def train(
         EnvironmentFault: Device, disk, or weights that cannot be downloaded.
         CheckFailedError: The loss is no longer finite.
     """
-    _check_config(config, run, resume=resume)
+    config.check()
+    _check_run(run, resume=resume)
     device = pick_device(config.device)
     dataset = open_dataset(data)
     sound = check(dataset, ["train", "val"])
@@ -209,27 +94,13 @@ def train(
         session.save(run, data, best=True)
     while session.epoch < config.epochs:
         report = session.run_epoch(listener)
-        session.save(run, data, best=session.best is report)
+        if session.is_due():
+            session.save(run, data, best=session.best is report)
         listener.on_epoch(report)
     return TrainReport(run, len(fitting), left_out, tuple(session.history), session.best)
 
 
-def _check_config(config: TrainConfig, run: Path, *, resume: bool) -> None:
-    for kind, value, known in (
-        ("head", config.head, tuple(SCORE_STRIDE)),
-        ("backbone", config.backbone, BACKBONES),
-        ("optimizer", config.optimizer, tuple(LEARNING_RATE)),
-        ("upsampling-init", config.upsampling_init, ("bilinear", "xavier")),
-    ):
-        if value not in known:
-            raise UsageError(f"There is no {kind} {value!r}.", f"Known: {', '.join(known)}.")
-    if min(config.crop_hw) < 32 or any(size % 32 for size in config.crop_hw):
-        raise UsageError(
-            f"The crop {config.crop_hw[0]}x{config.crop_hw[1]} is not a multiple of 32 pixels.",
-            "For example: --crop 320x480",
-        )
-    if config.epochs < 0 or config.batch_size < 1 or config.workers < 0:
-        raise UsageError("Epochs and workers are 0 or more, the batch size 1 or more.")
+def _check_run(run: Path, *, resume: bool) -> None:
     if resume and not (run / LAST).is_file():
         raise UsageError(f"There is nothing to resume in {run}.", "Leave --resume out to start.")
     if not resume and (run / LAST).exists():
@@ -252,6 +123,7 @@ class _Session:
     ) -> None:
         self.dataset, self.val_pairs, self.config, self.device = dataset, val_pairs, config, device
         self.epoch = 0
+        self.drawn_at = -math.inf
         self.history: list[EpochReport] = []
         self.best: EpochReport | None = None
         self.spec = ModelSpec(
@@ -268,7 +140,7 @@ class _Session:
         # Images come as NHWC; convolutions in that order save a third of the step on CPUs.
         self.network.to(device).to(memory_format=torch.channels_last)
         self.model = Deployed(self.network, self.spec).to(device)
-        self.lr = LEARNING_RATE[config.optimizer] if config.lr is None else config.lr
+        self.lr = config.first_lr
         self.optimizer = self._optimizer()
         self.shuffle = Shuffle(len(train_pairs), config.seed)
         self.loader = DataLoader(
@@ -292,9 +164,11 @@ class _Session:
     def _optimizer(self) -> torch.optim.Optimizer:
         learned = [p for p in self.network.parameters() if p.requires_grad]
         if self.config.optimizer == "adam":
-            return torch.optim.Adam(learned, self.lr, weight_decay=self.config.weight_decay)
+            return torch.optim.Adam(
+                learned, self.lr, weight_decay=self.config.weight_decay, fused=True
+            )
         return torch.optim.SGD(
-            learned, self.lr, momentum=0.9, weight_decay=self.config.weight_decay
+            learned, self.lr, momentum=0.9, weight_decay=self.config.weight_decay, fused=True
         )
 
     def run_epoch(self, listener: Listener) -> EpochReport:
@@ -326,19 +200,24 @@ class _Session:
             )
         speed = examples / (time.perf_counter() - started)
         self.epoch += 1
-        evaluation = self._validate(listener)
+        evaluation = self._validate(listener) if self.is_due() else None
         report = EpochReport(
             epoch=self.epoch,
             loss=loss_sum / max(counted, 1),
             train_accuracy=right / max(counted, 1),
-            val_accuracy=evaluation.pixel_accuracy,
-            val_mean_iou=evaluation.mean_iou,
+            val_accuracy=None if evaluation is None else evaluation.pixel_accuracy,
+            val_mean_iou=None if evaluation is None else evaluation.mean_iou,
             examples_per_s=speed,
         )
         self.history.append(report)
-        if self.best is None or (report.val_mean_iou or 0) > (self.best.val_mean_iou or 0):
+        best = -1.0 if self.best is None else self.best.val_mean_iou or 0.0
+        if evaluation is not None and (evaluation.mean_iou or 0.0) > best:
             self.best = report
         return report
+
+    def is_due(self) -> bool:
+        """Whether the epoch that was just trained is one to validate and to save."""
+        return self.epoch % self.config.val_every == 0 or self.epoch == self.config.epochs
 
     def _step(self, image: Tensor, labels: Tensor) -> tuple[float, Tensor]:
         logits = self.network(self.model.normalise(image))
@@ -392,8 +271,11 @@ class _Session:
             "best_epoch": resume["best"],
         }
         write_atomically(run / TRAIN_RECORD, json.dumps(record, indent=2).encode())
-        if self.history:
+        # Drawing takes half a second: more than a short epoch can spare.
+        due = time.monotonic() - self.drawn_at > CURVES_EVERY_S or self.epoch == self.config.epochs
+        if self.history and due:
             training_curves(run / "curves.png", history)
+            self.drawn_at = time.monotonic()
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         return {

@@ -111,7 +111,7 @@ def test_transposed_convolution_multiplies_by_the_transposed_matrix(
 
 def test_skips_start_at_zero_and_upsampling_as_asked() -> None:
     bilinear = FCN(4, head="fcn8s")
-    assert all((skip.weight == 0).all() for skip in bilinear.skips)
+    assert all(not parameter.any() for parameter in bilinear.skips.parameters())
     for layer in bilinear.upsampling_layers():
         torch.testing.assert_close(layer.weight.detach(), bilinear_kernel(*layer.weight.shape[:3]))
     xavier = FCN(4, head="fcn8s", upsampling_init="xavier")

@@ -15,7 +15,9 @@ from fcn_deploy.dataset import open_dataset
 from fcn_deploy.errors import CheckFailedError, DataError, UsageError
 from fcn_deploy.training.augment import Draw, Examples, Shuffle
 from fcn_deploy.training.checkpoint import load_checkpoint
-from fcn_deploy.training.train import EpochReport, Quiet, TrainConfig, train
+from fcn_deploy.training.config import TrainConfig
+from fcn_deploy.training.progress import EpochReport, Quiet
+from fcn_deploy.training.train import train
 
 SMALL = TrainConfig(
     weights="none", epochs=2, batch_size=4, crop_hw=(64, 64), workers=0, device="cpu", lr=0.01
@@ -27,7 +29,7 @@ class Recorder(Quiet):
         self.start: dict[str, object] = {}
         self.epochs: list[EpochReport] = []
 
-    def on_start(self, **facts: object) -> None:  # type: ignore[override]
+    def on_start(self, **facts: object) -> None:
         self.start = facts
 
     def on_epoch(self, report: EpochReport) -> None:

@@ -159,4 +159,5 @@ def test_imagenet_goes_through_torchvisions_cache(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     network = build_network(SPEC)
     initialise_body(network, "resnet18", "imagenet")
-    assert torch.equal(network.body[0].weight, resnet.conv1.weight)
+    loaded = network.body.state_dict()["0.weight"]
+    assert torch.equal(loaded, resnet.conv1.weight)

@@ -1,0 +1,42 @@
+# make demo: the whole main job on samples/, in a virtual environment of its own.
+# make test: style, types and the test suite, in the same environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+READY := $(VENV)/.ready
+
+# On a busy machine, OpenMP threads that spin while they wait take three times as long.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test test-gpu clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,cpu,rtx,dev]"
+	touch $(READY)
+
+demo: $(READY)
+	rm -rf demo
+	mkdir demo
+	cd demo && $(BIN)/fcn-deploy train ../samples -o runs/demo --head fcn8s --weights none \
+		--epochs 32 --crop 160x224 --batch-size 4 --val-every 8 --workers 0
+	cd demo && $(BIN)/fcn-deploy export
+	cd demo && $(BIN)/fcn-deploy build-engine --fp16
+	cd demo && $(BIN)/fcn-deploy segment ../samples/val/images -o segmented --save mask,overlay
+	cd demo && $(BIN)/fcn-deploy evaluate --contact-sheet contact-sheet.png
+	@echo
+	@echo "Open demo/contact-sheet.png: image, prediction and ground truth of scenes it never saw."
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu
+
+clean:
+	rm -rf demo $(VENV)

@@ -1,0 +1,121 @@
+"""Heavy packages stay in their rooms: each module is imported in a process of its own."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fcn_deploy
+
+PACKAGE = Path(fcn_deploy.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+)
+ROOMS = {
+    "torch": ("fcn_deploy.training", "fcn_deploy.backends.eager"),
+    "torchvision": ("fcn_deploy.training", "fcn_deploy.backends.eager"),
+    "safetensors": ("fcn_deploy.training", "fcn_deploy.backends.eager", "fcn_deploy.describe"),
+    "matplotlib": ("fcn_deploy.report",),
+    "onnxruntime": ("fcn_deploy.backends.ort",),
+    "tensorrt": ("fcn_deploy.engine", "fcn_deploy.backends"),
+    "tensorrt_rtx": ("fcn_deploy.engine", "fcn_deploy.backends"),
+    # torch imports it, too
+    "cuda.bindings": ("fcn_deploy.engine", "fcn_deploy.backends", "fcn_deploy.training"),
+    "typer": ("fcn_deploy.cli",),
+    "rich": ("fcn_deploy.cli",),
+}
+# From the top of the house down; a module imports from its own floor or from below.
+FLOORS = (
+    ("cli",),
+    ("training.train", "training.to_onnx", "engine", "describe"),
+    ("evaluate", "batch", "parity", "report"),
+    ("segment",),
+    ("backends.eager", "backends.ort", "backends.trt"),
+    ("training",),
+    ("backends", "tiling", "image", "dataset", "metrics", "onnx_file", "passport"),
+    ("artifacts", "classes", "png_rows", "spec", "recipe"),
+    ("errors",),
+)
+
+
+def loaded_by(code: str) -> set[str]:
+    command = f"import sys, json; {code}; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", command], check=True, capture_output=True, text=True
+    )
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_stay_in_their_rooms(module: str) -> None:
+    loaded = loaded_by(f"import {module}")
+    for package, rooms in ROOMS.items():
+        if not module.startswith(rooms):
+            assert package not in loaded, f"{module} loads {package}"
+
+
+def test_the_package_itself_is_light() -> None:
+    assert not {"numpy", "PIL", "typer", "torch"} & loaded_by("import fcn_deploy")
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    code = (
+        "from typer.testing import CliRunner; from fcn_deploy.cli.app import app; "
+        "assert CliRunner().invoke(app, ['segment', '--help']).exit_code == 0"
+    )
+    assert not {"numpy", "PIL", "torch", "onnx", "onnxruntime", "matplotlib"} & loaded_by(code)
+
+
+def test_segmenting_with_onnx_runtime_needs_no_torch(toy_onnx: Path) -> None:
+    code = (
+        "import numpy, fcn_deploy; "
+        f"model = fcn_deploy.load({str(toy_onnx)!r}, backend='ort'); "
+        "labels = model.segment(numpy.zeros((300, 333, 3), 'uint8'), tile=(128, 96), overlap=32); "
+        "assert labels.shape == (300, 333) and labels.dtype == 'uint8'"
+    )
+    assert not {"torch", "torchvision", "tensorrt_rtx", "matplotlib"} & loaded_by(code)
+
+
+def test_public_names() -> None:
+    assert fcn_deploy.__all__ == sorted(
+        fcn_deploy.__all__, key=lambda n: (not n.isupper(), n[0] == "_" or n.islower(), n)
+    )
+    for name in fcn_deploy.__all__:
+        assert getattr(fcn_deploy, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        _ = fcn_deploy.missing
+
+
+def floor_of(module: str) -> int:
+    name = module.removeprefix("fcn_deploy.")
+    best = -1, len(FLOORS)
+    for floor, rooms in enumerate(FLOORS):
+        for room in rooms:
+            if (name == room or name.startswith(room + ".")) and len(room) > best[0]:
+                best = len(room), floor
+    return best[1]
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports when it is loaded, type checking left out."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fcn_deploy"):
+            found.add(str(node.module))
+    return found
+
+
+def test_imports_point_down() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        module = module.removesuffix(".__init__")
+        if module == "fcn_deploy":
+            continue
+        for imported in top_level_imports(path) - {"fcn_deploy"}:
+            assert floor_of(imported) >= floor_of(module), f"{module} imports {imported}"
