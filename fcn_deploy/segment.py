@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fcn_deploy.artifacts import find_model
 from fcn_deploy.backends import SUFFIXES, Backend, open_backend
-from fcn_deploy.errors import UsageError
+from fcn_deploy.backends.tensorrt_flavour import require_gpu
+from fcn_deploy.errors import FcnDeployError, UsageError
 from fcn_deploy.spec import ModelSpec
 from fcn_deploy.tiling import DEFAULT_OVERLAP, CropGrid, cut_crops, merge_logits, plan_crops
 
@@ -191,13 +192,19 @@ def locate(model: str | Path | None, backend: str = "auto") -> Path:
     Raises:
         UsageError: No such backend, or nothing was named and there is no run.
         ModelError: There is no such file.
+        DeviceError: There is no plan for the backend ``trt``, and no GPU to run it on either.
     """
     if backend != "auto" and backend not in SUFFIXES:
         raise UsageError(
             f"There is no backend {backend!r}.", f"Backends: auto, {', '.join(SUFFIXES)}."
         )
     wanted = (".onnx", ".safetensors") if backend == "auto" else (SUFFIXES[backend],)
-    return find_model(None if model is None else Path(model), suffixes=wanted)
+    try:
+        return find_model(None if model is None else Path(model), suffixes=wanted)
+    except FcnDeployError:
+        if backend == "trt":
+            require_gpu()  # without one, there is no use in making the plan that is missing
+        raise
 
 
 def _check_image(image: NDArray[np.uint8]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fcn_deploy.artifacts import BEST, RUNS, TRAIN_RECORD
+from fcn_deploy.artifacts import BEST, LAST, RUNS, TRAIN_RECORD
 from fcn_deploy.cli.console import note, parse_hw, progress, relative
 
 if TYPE_CHECKING:
@@ -118,8 +118,13 @@ def train(
         "val_every": val_every,
     }
     config = _settings(run, given, resume=resume)
-    with progress() as bar:
-        report = run_training(data, run, config, resume=resume, listener=_Display(bar, config))
+    try:
+        with progress() as bar:
+            report = run_training(data, run, config, resume=resume, listener=_Display(bar, config))
+    except KeyboardInterrupt:
+        if (run / LAST).exists():
+            note(f"Go on with: fcn-deploy train {data} -o {relative(run)} --resume")
+        raise
     if report.best is not None and report.best.val_mean_iou is not None:
         note(f"Best: epoch {report.best.epoch}, mean IoU {report.best.val_mean_iou:.4f}.")
     note(f"Wrote {relative(run / BEST)}. Next: fcn-deploy export")

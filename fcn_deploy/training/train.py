@@ -81,12 +81,11 @@ def train(
         )
     listener = listener or Quiet()
     validation = [pair for pair, _ in sound["val"]]
-    # What is resumed brings its own weights: nothing to download.
-    start = replace(config, weights="none") if resume else config
-    session = _Session(dataset, fitting, validation, start, device)
-    session.config = config
+    session = _Session(dataset, fitting, validation, config, device)
     if resume:
         session.restore(run / LAST)
+    else:
+        initialise_body(session.network, config.backbone, config.weights)
     listener.on_start(
         examples=len(fitting), left_out=left_out, device=str(device), epoch=session.epoch
     )
@@ -135,7 +134,6 @@ class _Session:
         )
         torch.manual_seed(config.seed)
         self.network = build_network(self.spec, upsampling_init=config.upsampling_init)
-        initialise_body(self.network, config.backbone, config.weights)
         self._freeze()
         # Images come as NHWC; convolutions in that order save a third of the step on CPUs.
         self.network.to(device).to(memory_format=torch.channels_last)
