@@ -82,6 +82,37 @@ def test_segmenting_with_onnx_runtime_needs_no_torch(toy_onnx: Path) -> None:
     assert not {"torch", "torchvision", "tensorrt_rtx", "matplotlib"} & loaded_by(code)
 
 
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("torch", "['export', sys.argv[1]]", "train"),
+        ("torchvision", "['segment', '.', '--model', sys.argv[1]]", "train"),
+        ("onnxruntime", "['segment', '.', '--model', sys.argv[2]]", "cpu"),
+        ("onnx", "['info', sys.argv[2]]", "cpu"),
+        ("safetensors", "['info', sys.argv[1]]", "train"),
+        ("tensorrt_rtx", "['build-engine', sys.argv[2], '--flavour', 'rtx']", "rtx"),
+    ],
+)
+def test_a_missing_package_is_answered_with_its_install_line(
+    missing: str, arguments: str, extra: str, toy_checkpoint: Path, toy_onnx: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photo.png").write_bytes(b"")
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; "
+        "from typer.testing import CliRunner; from fcn_deploy.cli.app import app; "
+        f"result = CliRunner().invoke(app, {arguments}); print(result.stderr, result.exit_code)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, toy_checkpoint, toy_onnx],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert f'pip install "fcn-deploy[{extra}]"' in run.stdout
+    assert run.stdout.split()[-1] == "5"
+
+
 def test_public_names() -> None:
     assert fcn_deploy.__all__ == sorted(
         fcn_deploy.__all__, key=lambda n: (not n.isupper(), n[0] == "_" or n.islower(), n)

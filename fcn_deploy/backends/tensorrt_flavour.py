@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +110,11 @@ def require_gpu() -> Any:
     try:
         from cuda.bindings import runtime as cuda
     except ImportError as error:
-        raise MissingExtraError("cuda-bindings", "trt") from error
+        try:
+            ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        except OSError:  # nothing to install would help
+            raise _no_gpu("its library cannot be loaded") from error
+        raise MissingExtraError("cuda-bindings", "rtx") from error
     try:
         status, count = cuda.cudaGetDeviceCount()
     except (OSError, RuntimeError) as error:  # libcudart cannot be loaded at all

@@ -90,7 +90,9 @@ def build_engine(
             crops=None if no_verify else crops_to_verify_on(source, None),
             on_progress=on_progress,
         )
-    if passport.parity is not None:
+    if passport.parity is None and fp16:
+        note("Not compared: as asked, or the file was FP16 already, or it has no logits.")
+    elif passport.parity is not None:
         note(
             f"FP16 graph against its source: labels {passport.parity['label_agreement']:.4%} equal"
         )

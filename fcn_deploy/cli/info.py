@@ -25,15 +25,19 @@ def info(
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         if name != "palette":
-            typer.echo(f"{name.replace('_', ' '):<{width}}  {_readable(value, width + 2)}")
+            below = "\n" + " " * (width + 2)
+            typer.echo(f"{name.replace('_', ' '):<{width}}  {_readable(value, below)}")
 
 
-def _readable(value: Any, indent: int) -> str:
+def _readable(value: Any, between: str = ", ") -> str:
+    """A value as text; the entries of a dict are parted by ``between``, those inside by commas."""
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if isinstance(value, list):
-        return ", ".join(_readable(item, indent) for item in value)
+        return ", ".join(_readable(item) for item in value)
     if isinstance(value, dict):
-        pairs = [f"{key}: {_readable(item, indent)}" for key, item in value.items()]
-        return ("\n" + " " * indent).join(pairs) or "-"
+        pairs = [f"{key.replace('_', ' ')}: {_readable(item)}" for key, item in value.items()]
+        return between.join(pairs) or "-"
     return str(value)
