@@ -133,13 +133,13 @@ def open_dataset(root: Path) -> Dataset:
 
 
 def check(dataset: Dataset, splits: list[str]) -> dict[str, list[tuple[Pair, tuple[int, int]]]]:
-    """Read every mask and every image header, and list all that is wrong in one pass.
+    """Read every mask, decode every image coarsely, and list all that is wrong in one pass.
 
     Returns:
         For each split its pairs with the height and width of their images.
 
     Raises:
-        DataError: Names every bad pair: mask missing or unreadable, size mismatch, id out of range.
+        DataError: Names every bad pair: a file missing or damaged, size mismatch, id out of range.
     """
     sound: dict[str, list[tuple[Pair, tuple[int, int]]]] = {}
     problems: list[str] = []
@@ -164,7 +164,7 @@ def _check_pair(dataset: Dataset, pair: Pair) -> tuple[int, int]:
         raise DataError(f"{pair.image} is listed, but missing.")
     if not pair.mask.is_file():
         raise DataError(f"{pair.image} has no mask: {pair.mask} is missing.")
-    hw = image_hw(pair.image)
+    hw = image_hw(pair.image, decode=True)
     mask_hw = dataset.labels(pair.mask).shape
     if mask_hw != hw:
         raise DataError(

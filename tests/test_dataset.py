@@ -200,6 +200,10 @@ def test_everything_bad_is_listed_in_one_error(tmp_path: Path) -> None:
     photo(val / "images" / "mode.png")
     put(val / "masks" / "mode.png", np.zeros((3, 4, 2), np.uint8))
     (val / "images" / "unreadable.jpg").write_text("no image")
+    put(val / "images" / "cut.jpg", np.stack([IDS] * 3, 2))
+    cut = (val / "images" / "cut.jpg").read_bytes()
+    (val / "images" / "cut.jpg").write_bytes(cut[: len(cut) * 2 // 3])
+    put(val / "masks" / "cut.png", IDS)
     put(val / "masks" / "unreadable.png", IDS)
     photo(val / "images" / "torn.png")
     whole = (val / "masks" / "good.png").read_bytes()
@@ -207,7 +211,7 @@ def test_everything_bad_is_listed_in_one_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         check(open_dataset(tmp_path), ["train", "val"])
     first, *listed = caught.value.problem.splitlines()
-    assert first.startswith("7 of")
+    assert first.startswith("8 of")
     assert caught.value.exit_code == 4
     for name, words in {
         "no-mask.jpg": "no mask",
@@ -216,10 +220,11 @@ def test_everything_bad_is_listed_in_one_error(tmp_path: Path) -> None:
         "color.png": "colour (7, 7, 7)",
         "mode.png": "mode LA",
         "unreadable.jpg": "not an image",
+        "cut.jpg": "truncated",
         "torn.png": "damaged",
     }.items():
         assert len([line for line in listed if name in line and words in line]) == 1, name
-    assert len(listed) == 7
+    assert len(listed) == 8
     assert "good" not in caught.value.problem
 
 
@@ -316,3 +321,27 @@ def test_class_files_that_are_not_utf8_are_refused(tmp_path: Path, name: str) ->
     (tmp_path / name).write_bytes(b'[[classes]]\nname = "Fu\xdfg\xe4nger"\n')
     with pytest.raises(DataError, match=name):
         open_dataset(tmp_path)
+
+
+CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
+
+
+@pytest.mark.skipif(not CAMVID.exists(), reason="CamVid is not at hand")
+def test_every_pair_of_camvid_is_sound() -> None:
+    dataset = open_dataset(CAMVID)
+    assert dataset.classes[0] == "Sky"
+    assert dataset.palette[-1] == (0, 128, 192)
+    sound = check(dataset, ["train", "val"])
+    assert {split: len(pairs) for split, pairs in sound.items()} == {"train": 367, "val": 101}
+    assert {hw for pairs in sound.values() for _, hw in pairs} == {(360, 480)}
+    labels = dataset.labels(sound["val"][0][0].mask)
+    assert set(np.unique(labels)) <= {*range(11), IGNORE}
+
+
+def test_the_samples_are_a_sound_data_set() -> None:
+    dataset = open_dataset(Path(__file__).parents[1] / "samples")
+    sound = check(dataset, ["train", "val"])
+    assert {split: len(pairs) for split, pairs in sound.items()} == {"train": 24, "val": 8}
+    assert not any(size % 32 == 0 for pairs in sound.values() for _, hw in pairs for size in hw)
+    labels = [dataset.labels(pair.mask) for pair, _ in sound["val"]]
+    assert set(range(7)) <= {int(label) for mask in labels for label in np.unique(mask)}
