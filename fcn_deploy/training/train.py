@@ -283,6 +283,13 @@ class _Session:
             if isinstance(value, Tensor)
         }
 
+    def _match_layouts(self) -> None:
+        """Lay the optimizer's tensors out as their weights are: fused kernels walk raw memory."""
+        for weight, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    state[name] = torch.empty_like(weight).copy_(value)
+
     def restore(self, path: Path) -> None:
         """Go on where ``path`` was written."""
         checkpoint = load_checkpoint(path)
@@ -298,6 +305,7 @@ class _Session:
             best = checkpoint.resume["best"]
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self._match_layouts()
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path} was not written to be resumed.") from error
         self.best = next((report for report in self.history if report.epoch == best), None)
