@@ -65,6 +65,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Find out before the work that nothing could be written to a folder; nothing is made there.
+
+    Raises:
+        EnvironmentFault: The folder, or the nearest one above that exists, cannot be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise _unwritable(folder, NotADirectoryError(f"{there} is a file"))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(folder, PermissionError(f"no permission to write to {there}"))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all.
 

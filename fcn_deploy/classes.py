@@ -75,8 +75,8 @@ def _from_toml(content: dict[str, Any]) -> Classes:
 
 
 def _check_names(names: tuple[str, ...]) -> None:
-    if not 1 <= len(names) <= IGNORE - 1:
-        raise ValueError(f"{len(names)} classes, where 1 to {IGNORE - 1} are possible")
+    if not 1 <= len(names) <= IGNORE:
+        raise ValueError(f"{len(names)} classes, where 1 to {IGNORE} are possible")
     if len(set(names)) != len(names):
         raise ValueError("two classes have the same name")
 

@@ -27,6 +27,7 @@ from fcn_deploy.image import SUFFIXES, image_hw, read_image, read_mask
 from fcn_deploy.spec import IGNORE, Color
 
 VOC_BORDER: Color = (224, 224, 192)
+_UNKNOWN = -1  # beyond what a label can be: all of 0 to 255 may be in use
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,8 @@ class Dataset:
         if self.ignore_value == IGNORE and stored.dtype == np.uint8:
             labels = stored.astype(np.uint8, copy=False)
         else:
-            labels = np.where(stored == self.ignore_value, IGNORE, np.minimum(stored, 254))
-            labels = labels.astype(np.uint8)
-        strange = np.unique(stored[(labels != IGNORE) & (labels >= len(self.classes))])
+            labels = np.where(stored == self.ignore_value, IGNORE, stored).astype(np.uint8)
+        strange = np.unique(stored[(stored != self.ignore_value) & (stored >= len(self.classes))])
         if strange.size:
             listed = ", ".join(str(value) for value in strange[:5])
             raise DataError(f"{mask} has id {listed}, but there are {len(self.classes)} classes.")
@@ -94,16 +94,16 @@ class Dataset:
             raise DataError(f"{mask} has colours, but two classes share a colour.")
         codes = (colors.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(2)
         codes = codes.astype(np.uint32)
-        labels = np.full(codes.shape, 254, np.uint8)
+        labels = np.full(codes.shape, _UNKNOWN, np.int16)
         labels[codes == _code((255, 255, 255))] = IGNORE
         labels[codes == _code(VOC_BORDER)] = IGNORE
         for label, color in enumerate(self.palette):
             labels[codes == _code(color)] = label
-        if (labels == 254).any():
-            code = int(codes[labels == 254][0])
+        if (labels == _UNKNOWN).any():
+            code = int(codes[labels == _UNKNOWN][0])
             rgb = (code >> 16, code >> 8 & 255, code & 255)
             raise DataError(f"{mask} has the colour {rgb}, which is no class of the data set.")
-        return labels
+        return labels.astype(np.uint8)
 
 
 def open_dataset(root: Path) -> Dataset:

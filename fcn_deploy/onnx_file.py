@@ -64,7 +64,24 @@ def read_onnx(path: Path) -> OnnxModel:
     outputs = tuple(value.name for value in proto.graph.output)
     if [value.name for value in proto.graph.input] != [INPUT] or not set(outputs) <= set(OUTPUTS):
         raise ModelError(f"{path} does not take {INPUT!r}, or returns other than {OUTPUTS}.")
-    return OnnxModel(proto, ModelSpec.from_json(properties[SPEC_KEY]), outputs, _precision(proto))
+    spec = ModelSpec.from_json(properties[SPEC_KEY])
+    _require_described(proto, spec, path)
+    return OnnxModel(proto, spec, outputs, _precision(proto))
+
+
+def _require_described(proto: ModelProto, spec: ModelSpec, path: Path) -> None:
+    """Refuse a graph whose types or number of classes are not those of its description."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        tensor = value.type.tensor_type
+        kind = TensorProto.UINT8 if value.name in (INPUT, "labels") else TensorProto.FLOAT
+        channels = spec.num_classes if kind == TensorProto.FLOAT else None
+        sizes = [dim.dim_value for dim in tensor.shape.dim]
+        if tensor.elem_type != kind or (channels and sizes[1:2] != [channels]):
+            raise ModelError(
+                f"{path} does not fit its description: {value.name!r} is of another type, or not "
+                f"of {spec.num_classes} classes.",
+                "Export it again: fcn-deploy export",
+            )
 
 
 def _refuse_unsafe(proto: ModelProto, path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcn_deploy.backends import Backend
-from fcn_deploy.errors import CheckFailedError
+from fcn_deploy.errors import CheckFailedError, DataError, InputError
 from fcn_deploy.image import read_image
 from fcn_deploy.tiling import cut_crops, plan_crops
 
@@ -159,10 +159,13 @@ def crops_of_images(paths: list[Path], *, step: int = 32) -> Iterator[NDArray[np
         uint8 (N, H, W, 3), N 1 or 2, at most 512x512 pixels.
 
     Raises:
-        InputError: An image cannot be read.
+        DataError: An image cannot be read.
     """
     for number, path in enumerate(paths):
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except InputError as error:  # one of many elsewhere, but here all must be read
+            raise DataError(error.problem, "Verify on other images: --images FOLDER") from error
         longest = (512, 384, 256)[number % 3] // step * step
         tile = (longest, max(step, longest * 3 // 4 // step * step))
         grid = plan_crops((image.shape[0], image.shape[1]), tile, 0, step=step)

@@ -38,8 +38,10 @@ class Precision:
         computes: ``fp16`` or ``fp32``.
         fp16_layers: Convolutions whose input and output the parsed network types as FP16.
         layers: All convolutions, transposed ones included.
-        fp16_weights: Share of the weights whose FP16 bytes lie in the plan, in [0, 1].
-        fp32_weights: Share of the weights whose float32 bytes lie in the plan, in [0, 1].
+        fp16_weights: Share of the weights whose FP16 bytes lie in the plan, in [0, 1];
+            transposed convolutions left out.
+        fp32_weights: Share of the weights whose float32 bytes lie in the plan, in [0, 1];
+            transposed convolutions left out.
     """
 
     computes: str

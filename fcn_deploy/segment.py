@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fcn_deploy.artifacts import find_model
 from fcn_deploy.backends import SUFFIXES, Backend, open_backend
 from fcn_deploy.backends.tensorrt_flavour import require_gpu
-from fcn_deploy.errors import FcnDeployError, UsageError
+from fcn_deploy.errors import UsageError
 from fcn_deploy.spec import ModelSpec
 from fcn_deploy.tiling import DEFAULT_OVERLAP, CropGrid, cut_crops, merge_logits, plan_crops
 
@@ -199,12 +199,13 @@ def locate(model: str | Path | None, backend: str = "auto") -> Path:
             f"There is no backend {backend!r}.", f"Backends: auto, {', '.join(SUFFIXES)}."
         )
     wanted = (".onnx", ".safetensors") if backend == "auto" else (SUFFIXES[backend],)
+    path = None
     try:
-        return find_model(None if model is None else Path(model), suffixes=wanted)
-    except FcnDeployError:
-        if backend == "trt":
+        path = find_model(None if model is None else Path(model), suffixes=wanted)
+    finally:
+        if backend == "trt" and (path is None or path.suffix != SUFFIXES["trt"]):
             require_gpu()  # without one, there is no use in making the plan that is missing
-        raise
+    return path
 
 
 def _check_image(image: NDArray[np.uint8]) -> None:

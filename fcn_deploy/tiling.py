@@ -78,7 +78,7 @@ def plan_crops(
             f"The tile {tile[0]}x{tile[1]} is not a multiple of the output stride {step}.",
             f"For example: --tile {'x'.join(str(size) for size in _round_up(tile, step, (1, 1)))}",
         )
-    if tile_hw is not None and not 0 <= overlap <= min(tile) - step:
+    if overlap < 0 or (tile_hw is not None and overlap > min(tile) - step):
         raise UsageError(
             f"An overlap of {overlap} does not go with a tile of {tile[0]}x{tile[1]}.",
             f"It must lie between 0 and {min(tile) - step}.",

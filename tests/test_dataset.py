@@ -120,6 +120,17 @@ def test_ids_beyond_the_classes_are_refused(
         dataset.labels(mask)
 
 
+def test_255_classes_leave_no_label_over(tmp_path: Path) -> None:
+    dataset = open_dataset(
+        plain(tmp_path, "\n".join(f"class{n}" for n in range(255)), name="classes.txt")
+    )
+    ids = np.arange(256, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(dataset.labels(put(tmp_path / "ids.png", ids)), ids)
+    colors = np.array([[*dataset.palette[250:], (255, 255, 255)]], np.uint8)
+    known = [[250, 251, 252, 253, 254, 255]]
+    np.testing.assert_array_equal(dataset.labels(put(tmp_path / "colors.png", colors)), known)
+
+
 def test_images_in_nested_folders_keep_their_place(tmp_path: Path) -> None:
     plain(tmp_path)
     photo(tmp_path / "train" / "images" / "town" / "day.1" / "a.b.JPG")
@@ -298,7 +309,7 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         ("classes.toml", "classes = []", "0 classes"),
         ("classes.txt", "Sky\nSky\n", "same name"),
         ("classes.txt", "# none\n", "0 classes"),
-        ("classes.txt", "\n".join(map(str, range(255))), "255"),
+        ("classes.txt", "\n".join(map(str, range(256))), "256"),
     ],
 )
 def test_broken_class_files_are_refused_by_name(

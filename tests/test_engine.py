@@ -16,6 +16,10 @@ from fcn_deploy.onnx_file import OnnxModel, read_onnx
 from fcn_deploy.parity import generated_crops
 from fcn_deploy.passport import passport_path, read_passport
 from fcn_deploy.recipe import Recipe
+from fcn_deploy.spec import ModelSpec, voc_palette
+from fcn_deploy.training.checkpoint import Checkpoint, save_checkpoint
+from fcn_deploy.training.network import SCORE_STRIDE, build_network
+from fcn_deploy.training.to_onnx import export_onnx
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -40,6 +44,22 @@ def test_fp16_engine_is_built_proven_and_documented(toy_onnx: Path, tmp_path: Pa
     assert path.read_bytes()[:4] == b"vtrt"
     assert any(step == steps > 0 for _, step, steps in phases)
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, passport_path(path).name]
+
+
+@pytest.mark.parametrize(("head", "classes"), [("fcn8s", 3), ("fcn32s", 40)])
+def test_fresh_networks_and_many_classes_are_proven_too(
+    head: str, classes: int, tmp_path: Path
+) -> None:
+    # Fresh skip scores are zeros, the same in both types; upsampling of many classes outweighs all.
+    names = tuple(f"class{number}" for number in range(classes))
+    spec = ModelSpec(names, voc_palette(classes), head=head, score_stride=SCORE_STRIDE[head])
+    checkpoint, model = tmp_path / "best.safetensors", tmp_path / "model.onnx"
+    save_checkpoint(checkpoint, Checkpoint(spec, build_network(spec).state_dict(), {}, {}))
+    export_onnx(checkpoint, model, crops=None)
+    recipe = Recipe(fp16=True, flavour="rtx", opt_hw=(64, 64), max_hw=(128, 128), max_batch=1)
+    passport = build_engine(model, tmp_path / "model.fp16.plan", recipe, crops=None)
+    assert passport.precision.computes == "fp16"
+    assert passport.precision.fp16_weights > 0.9
 
 
 def test_fp32_engine_says_that_it_is_fp32(toy_onnx: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # the device `meta` has no values to give back
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(
             f"PyTorch cannot use the device {name!r}: {str(error).splitlines()[0]}",
@@ -62,6 +62,12 @@ class EagerBackend:
             with torch.inference_mode():
                 image = torch.from_numpy(np.ascontiguousarray(crops)).to(self._device)
                 labels, logits, scores = self._model(image)
+        except RuntimeError as error:  # out of memory, on CPUs as on GPUs
+            raise DeviceError(
+                f"PyTorch failed on crops of {'x'.join(str(size) for size in crops.shape)}: "
+                f"{str(error).splitlines()[0]}",
+                "If memory is short, pass a smaller --tile.",
+            ) from error
         finally:
             self._model.train(training)
         check_finite(scores.cpu().numpy(), "PyTorch")

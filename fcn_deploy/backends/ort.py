@@ -95,6 +95,8 @@ class OrtBackend:
 
     def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Most likely class per pixel: uint8 (N, H, W)."""
+        if "labels" not in self._model.outputs and "logits" in self._model.outputs:
+            return np.asarray(self.logits(crops).argmax(1), np.uint8)
         return np.asarray(self._run("labels", crops), np.uint8)
 
     def logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -134,7 +136,8 @@ def open_ort(path: Path, provider: str = "auto") -> OrtBackend:
         DeviceError: The provider is not there, or does not work.
     """
     model = read_onnx(path)
-    there = ort.get_available_providers()
+    # Azure's computes nothing that we have: all of it would fall to the CPU, without a word.
+    there = [n for n in ort.get_available_providers() if n != "AzureExecutionProvider"]
     if provider not in ("auto", "cpu") or "CUDAExecutionProvider" in there:
         ort.preload_dlls()  # CUDA and cuDNN from the nvidia wheels, which the loader cannot see
     if provider == "auto":

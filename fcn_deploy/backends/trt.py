@@ -135,6 +135,8 @@ class TrtBackend:
 
     def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Most likely class per pixel: uint8 (N, H, W)."""
+        if "labels" not in self._outputs and "logits" in self._outputs:
+            return np.asarray(self.logits(crops).argmax(1), np.uint8)
         return self._run("labels", crops)
 
     def logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:

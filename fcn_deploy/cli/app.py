@@ -46,6 +46,9 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as error:
             _show("Interrupted. What was finished is kept.")
             raise typer.Exit(130) from error
+        except MemoryError as error:
+            _show("The memory of this machine is not enough.\nPass a smaller --tile.")
+            raise typer.Exit(5) from error
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fcn_deploy.artifacts import ONNX, find_model
-from fcn_deploy.cli.console import note, parse_hw, progress, relative
+from fcn_deploy.artifacts import BEST, ONNX, find_model, require_writable
+from fcn_deploy.cli.console import note, parse_hw, placed, progress, relative
 from fcn_deploy.cli.export import crops_to_verify_on
 
 
@@ -72,8 +72,8 @@ def build_engine(
         given["max_batch"] = max_batch
     targets = tuple(name.strip() for name in target.split(",") if name.strip())
     recipe = Recipe(fp16=fp16, flavour=flavour, targets=targets, **given)
-    source = _exported(find_model(model, suffixes=(".onnx", ".safetensors")))
-    plan = out or _beside(source, fp16=fp16)
+    source = _exported(find_model(model, suffixes=(".onnx", ".safetensors")), verify=not no_verify)
+    plan = placed(out, _beside(source, fp16=fp16))
     note(f"Building {relative(plan)} from {relative(source)}")
     with progress() as bar:
         tasks: dict[str, Any] = {}
@@ -105,16 +105,19 @@ def build_engine(
     note(f"Wrote {relative(plan)} and its passport. Next: fcn-deploy segment DIR --backend trt")
 
 
-def _exported(model: Path) -> Path:
+def _exported(model: Path, *, verify: bool) -> Path:
     """The ONNX file of a model, exported first where there is only a checkpoint."""
     if model.suffix != ".safetensors":
         return model
     from fcn_deploy.training.to_onnx import export_onnx
 
-    target = model.with_name(ONNX)
+    # Of another checkpoint than the best, under its own name: model.onnx is the best one's.
+    target = model.with_name(ONNX if model.name == BEST else f"{model.stem}.onnx")
+    require_writable(target.parent)
     note(f"Exporting {relative(model)} to {relative(target)} first")
-    report = export_onnx(model, target, crops=crops_to_verify_on(model, None))
-    note(report.summary() if report else "")
+    crops = crops_to_verify_on(model, None) if verify else None
+    report = export_onnx(model, target, crops=crops)
+    note(report.summary() if report else "Not verified, as asked.")
     return target
 
 

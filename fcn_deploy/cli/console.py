@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fcn_deploy.artifacts import TRAIN_RECORD, write_atomically
-from fcn_deploy.errors import UsageError
+from fcn_deploy.artifacts import TRAIN_RECORD, require_writable, write_atomically
+from fcn_deploy.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -37,6 +37,21 @@ def parse_hw(text: str, option: str) -> tuple[int, int]:
     )
 
 
+def named(text: str, known: Iterable[str], option: str) -> tuple[str, ...]:
+    """The names in ``a,b``, each once.
+
+    Raises:
+        UsageError: None at all, an unknown one, or one that is named twice.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names or not set(names) <= set(known) or len(set(names)) < len(names):
+        raise UsageError(
+            f"{option} takes some of {', '.join(known)}, each once, not {text!r}.",
+            f"For example: {option} {','.join(known)}",
+        )
+    return names
+
+
 def write_json(path: Path | None, content: dict[str, Any]) -> None:
     """Write ``--json FILE`` where it was asked for; ``-`` is standard output."""
     if path is None:
@@ -48,12 +63,28 @@ def write_json(path: Path | None, content: dict[str, Any]) -> None:
         write_atomically(path, text.encode() + b"\n")
 
 
+def placed(out: Path | None, default: Path) -> Path:
+    """Where ``-o`` wants a file: as named, under its usual name in a folder, or by default.
+
+    Raises:
+        EnvironmentFault: Nothing can be written there.
+    """
+    target = default if out is None else out / default.name if out.is_dir() else out
+    require_writable(target.parent)
+    return target
+
+
 def recorded_data(model: Path) -> Path | None:
     """The data set that the run of a model file was trained on, if it is still there."""
     record = model.parent / TRAIN_RECORD
     if not record.is_file():
         return None
-    data = Path(json.loads(record.read_text(encoding="utf-8"))["data"])
+    try:
+        data = Path(json.loads(record.read_text(encoding="utf-8"))["data"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{record} is damaged, so that the data of this run is not known.", "Delete it."
+        ) from error
     return data if data.is_dir() else None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fcn_deploy.artifacts import ONNX, ONNX_FP16, find_model
-from fcn_deploy.cli.console import note, recorded_data, relative
+from fcn_deploy.cli.console import named, note, placed, recorded_data, relative
 from fcn_deploy.spec import OUTPUTS
 
 if TYPE_CHECKING:
@@ -57,14 +57,15 @@ def export(
     from fcn_deploy.training.to_onnx import export_onnx
 
     source = find_model(checkpoint, suffixes=(".safetensors",))
-    target = out or source.with_name(ONNX_FP16 if fp16 else ONNX)
+    name = ONNX_FP16 if fp16 else ONNX
+    target = placed(out, source.with_name(name))
     note(f"Exporting {relative(source)}")
     report = export_onnx(
         source,
         target,
         crops=None if no_verify else crops_to_verify_on(source, images),
         fp16=fp16,
-        outputs=tuple(name.strip() for name in outputs.split(",") if name.strip()),
+        outputs=named(outputs, OUTPUTS, "--outputs"),
         opset=opset,
     )
     note(report.summary() if report else "Not verified, as asked.")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fcn_deploy.cli.console import note, progress, relative, write_json
+from fcn_deploy.artifacts import require_writable
+from fcn_deploy.cli.console import named, note, progress, relative, write_json
 from fcn_deploy.cli.evaluate import parse_tile
 
 FAILED_SHOWN = 10
@@ -47,12 +48,13 @@ def segment(
     their values the class ids; overlays and confidence lie beside them. Images that cannot be read
     are listed and do not stop the others (exit 3).
     """
-    from fcn_deploy.batch import ItemReport, list_items, segment_items
+    from fcn_deploy.batch import SAVES, ItemReport, list_items, segment_items
     from fcn_deploy.segment import load, locate
 
-    kinds = tuple(kind.strip() for kind in save.split(",") if kind.strip())
+    kinds = named(save, SAVES, "--save")
     size = parse_tile(tile)
     items = list_items(source, out)
+    require_writable(out)
     path = locate(model, backend)
     with load(path, backend=backend, provider=provider) as segmenter, progress() as bar:
         running = segmenter.backend

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fcn_deploy.artifacts import BEST, LAST, RUNS, TRAIN_RECORD
+from fcn_deploy.artifacts import BEST, LAST, RUNS
 from fcn_deploy.cli.console import note, parse_hw, progress, relative
 
 if TYPE_CHECKING:
@@ -132,12 +131,13 @@ def train(
 
 def _settings(run: Path, given: dict[str, Any], *, resume: bool) -> TrainConfig:
     """The defaults, or those of the run that is resumed, and over them what was given."""
+    from fcn_deploy.training.checkpoint import load_checkpoint
     from fcn_deploy.training.config import TrainConfig
 
     config = TrainConfig()
-    record = run / TRAIN_RECORD
-    if resume and record.is_file():
-        stored = json.loads(record.read_text(encoding="utf-8"))["config"]
+    if resume and (run / LAST).is_file():
+        # Not from train.json, which is written later and could be lost on its own.
+        stored = load_checkpoint(run / LAST).resume.get("config", {})
         known = {field.name for field in fields(TrainConfig)}
         config = replace(config, **{k: v for k, v in stored.items() if k in known})
         config = replace(config, crop_hw=(config.crop_hw[0], config.crop_hw[1]))

@@ -50,10 +50,14 @@ def initialise_body(network: FCN, backbone: str, source: str) -> None:
 def _imagenet(backbone: str) -> dict[str, Tensor]:
     weights = torchvision.models.get_model_weights(backbone).DEFAULT
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad hash a RuntimeError
+        state: dict[str, Tensor] = weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
+    except Exception as error:  # OSError of the network; on damage in the cache, anything
+        # What PyTorch says of a damaged file is advice to run it.
+        cause = error if isinstance(error, OSError) else f"damaged ({type(error).__name__})"
         raise EnvironmentFault(
-            f"The ImageNet weights of {backbone} cannot be downloaded: {error}.",
+            f"The ImageNet weights of {backbone} cannot be downloaded or read: {cause}.",
             "Pass --weights FILE (torchvision's .pth, copied from elsewhere) or --weights none.",
         ) from error
     return state

@@ -103,7 +103,13 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], path: Path
         ModelError: A tensor is missing, superfluous, of another shape, or not finite.
     """
     expected = module.state_dict()
-    problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    # Files from before PyTorch 0.4.1 lack this counter, some of torchvision's among them; PyTorch
+    # then takes 0, and nothing reads it.
+    problems = [
+        f"{name} is missing"
+        for name in expected.keys() - weights.keys()
+        if not name.endswith(".num_batches_tracked")
+    ]
     problems += [f"{name} is not part of the network" for name in weights.keys() - expected.keys()]
     for name, tensor in weights.items():
         if name in expected and tensor.shape != expected[name].shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fcn_deploy.errors import UsageError
@@ -78,3 +79,7 @@ class TrainConfig:
             raise UsageError(
                 "Epochs and workers are 0 or more, batch size and val-every 1 or more."
             )
+        if not (0 < self.first_lr < math.inf and 0 <= self.weight_decay < math.inf):
+            raise UsageError(f"No training with --lr {self.first_lr}, or that weight decay.")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"The seed {self.seed} does not lie in 0..2^63-1.")

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from fcn_deploy.errors import ModelError
 from fcn_deploy.spec import ModelSpec
 
 SCORE_STRIDE = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
@@ -122,7 +123,16 @@ class FCN(nn.Module):
 
 
 def build_network(spec: ModelSpec, *, upsampling_init: str = "bilinear") -> FCN:
-    """The network that ``spec`` describes, freshly initialised."""
+    """The network that ``spec`` describes, freshly initialised.
+
+    Raises:
+        ModelError: There is no such network.
+    """
+    if spec.backbone not in BACKBONES or SCORE_STRIDE.get(spec.head) != spec.score_stride:
+        raise ModelError(
+            f"There is no network {spec.head} of stride {spec.score_stride} on {spec.backbone}.",
+            "The checkpoint is damaged, or was written by a newer release.",
+        )
     return FCN(
         spec.num_classes,
         head=spec.head,

@@ -62,8 +62,11 @@ def export_onnx(
         CheckFailedError: The exported network differs from the eager one.
         EnvironmentFault: The file cannot be written.
     """
-    if unknown := set(outputs) - set(OUTPUTS) or not outputs:
-        raise UsageError(f"There is no output {unknown}.", f"Outputs: {', '.join(OUTPUTS)}.")
+    if not outputs or not set(outputs) <= set(OUTPUTS) or len(set(outputs)) < len(outputs):
+        raise UsageError(
+            f"{', '.join(outputs) or 'Nothing'} cannot be the outputs.",
+            f"Name some of {', '.join(OUTPUTS)}, each once.",
+        )
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise UsageError(f"Opset {opset} is not in {OPSETS[0]}..{OPSETS[1]}.")
     network, spec = load_network(checkpoint)

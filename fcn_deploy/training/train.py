@@ -8,13 +8,14 @@ import time
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fcn_deploy.artifacts import BEST, LAST, TRAIN_RECORD, write_atomically
+from fcn_deploy.artifacts import BEST, LAST, TRAIN_RECORD, require_writable, write_atomically
 from fcn_deploy.backends.eager import EagerBackend, pick_device
 from fcn_deploy.dataset import Dataset, Pair, check, open_dataset
 from fcn_deploy.errors import CheckFailedError, DataError, ModelError, UsageError
@@ -68,16 +69,23 @@ def train(
     """
     config.check()
     _check_run(run, resume=resume)
+    require_writable(run)
     device = pick_device(config.device)
     dataset = open_dataset(data)
     sound = check(dataset, ["train", "val"])
     height, width = config.crop_hw
     fitting = [pair for pair, (h, w) in sound["train"] if h >= height and w >= width]
     left_out = len(sound["train"]) - len(fitting)
-    if not fitting:
+    if not fitting and config.epochs:
         raise DataError(
             f"None of the {left_out} training images is as large as the crop, {height}x{width}.",
             "Pass a smaller --crop HxW, in multiples of 32.",
+        )
+    cells = min(config.batch_size, len(fitting)) * (height // 32) * (width // 32)
+    if cells == 1 and config.epochs and not config.freeze_backbone:
+        raise UsageError(
+            "One crop of 32x32 a step is too little: batch norm needs two values a channel.",
+            "Pass a larger --crop or --batch-size, or --freeze-backbone.",
         )
     listener = listener or Quiet()
     validation = [pair for pair, _ in sound["val"]]
@@ -258,7 +266,12 @@ class _Session:
         spec = replace(self.spec, training=facts)
         weights = self.network.state_dict()
         history = [asdict(report) for report in self.history]
-        resume = {"epoch": self.epoch, "history": history, "best": self.best and self.best.epoch}
+        resume = {
+            "epoch": self.epoch,
+            "history": history,
+            "best": self.best and self.best.epoch,
+            "config": asdict(self.config),
+        }
         if best:
             save_checkpoint(run / BEST, Checkpoint(spec, weights, {}, {}))
         save_checkpoint(run / LAST, Checkpoint(spec, weights, self._optimizer_tensors(), resume))
@@ -294,6 +307,7 @@ class _Session:
         """Go on where ``path`` was written."""
         checkpoint = load_checkpoint(path)
         require_same_classes(checkpoint.spec, self.dataset)
+        self._require_same_parts(checkpoint.resume.get("config", {}))
         load_weights(self.network, checkpoint.weights, path)
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in checkpoint.resume_tensors.items():
@@ -309,3 +323,13 @@ class _Session:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{path} was not written to be resumed.") from error
         self.best = next((report for report in self.history if report.epoch == best), None)
+
+    def _require_same_parts(self, stored: dict[str, Any]) -> None:
+        """Refuse settings under which the optimizer's state would go to other weights."""
+        for name in ("head", "backbone", "optimizer", "freeze_backbone", "freeze_upsampling"):
+            wanted = getattr(self.config, name)
+            if stored.get(name, wanted) != wanted:
+                raise UsageError(
+                    f"The run was trained with {name} {stored[name]}, not {wanted}.",
+                    "Start another run for that, with -o; --weights takes this one's checkpoint.",
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from onnx import helper
 
 from fcn_deploy.backends.ort import open_ort
 from fcn_deploy.errors import DeviceError, ModelError, ShapeError
-from fcn_deploy.onnx_file import read_onnx
+from fcn_deploy.onnx_file import keep_outputs, read_onnx
+from fcn_deploy.spec import SPEC_KEY
 
 
 def test_auto_says_where_it_runs(toy_onnx: Path) -> None:
@@ -25,6 +27,30 @@ def test_auto_says_where_it_runs(toy_onnx: Path) -> None:
 def test_a_provider_that_is_not_there_is_refused(toy_onnx: Path) -> None:
     with pytest.raises(DeviceError, match="no execution provider 'cuda'"):
         open_ort(toy_onnx, "cuda")
+    with pytest.raises(DeviceError, match="no execution provider 'AzureExecutionProvider'"):
+        open_ort(toy_onnx, "AzureExecutionProvider")
+
+
+def test_labels_are_made_of_logits_where_the_file_has_no_others(
+    toy_onnx: Path, tmp_path: Path
+) -> None:
+    onnx.save_model(keep_outputs(onnx.load_model(toy_onnx), ("logits",)), tmp_path / "logits.onnx")
+    crops = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    with open_ort(toy_onnx) as whole, open_ort(tmp_path / "logits.onnx") as part:
+        labels = part.labels(crops)
+        np.testing.assert_array_equal(labels, whole.labels(crops))
+    assert labels.dtype == np.uint8
+
+
+def test_a_description_of_fewer_classes_is_refused(toy_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load_model(toy_onnx)
+    spec = next(prop for prop in model.metadata_props if prop.key == SPEC_KEY)
+    content = json.loads(spec.value)
+    del content["classes"][2:], content["palette"][2:]
+    spec.value = json.dumps(content)
+    onnx.save_model(model, tmp_path / "few.onnx")
+    with pytest.raises(ModelError, match="does not fit its description"):
+        read_onnx(tmp_path / "few.onnx")
 
 
 def test_a_silent_fall_back_to_the_cpu_is_an_error(

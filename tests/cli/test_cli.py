@@ -264,3 +264,48 @@ def test_the_installed_program_answers(tmp_path: Path) -> None:
     )
     assert failed.returncode == 4
     assert failed.stderr == "Error: There is no file x.onnx.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--save", ""), 2, "--save takes some of"),
+        (("--save", "mask,mask"), 2, "each once"),
+        (("--overlap", "-7"), 2, "An overlap of -7"),
+        (("-o", "taken"), 5, "taken is a file"),
+        (("-o", "taken/below"), 5, "taken is a file"),
+    ],
+)
+def test_segment_refuses_before_it_works(
+    toy_onnx: Path, toy_data: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    Path("taken").touch()
+    result = call("segment", toy_data / "val" / "images", "--model", toy_onnx, *arguments)
+    refused(result, code, words)
+
+
+@pytest.mark.skipif(has_gpu(), reason="says so only where there is none")
+def test_trt_without_a_gpu_says_so_whatever_the_model(toy_onnx: Path, toy_data: Path) -> None:
+    images = toy_data / "val" / "images"
+    result = call("segment", images, "--model", toy_onnx, "--backend", "trt")
+    refused(result, 5, "no NVIDIA GPU or driver")
+
+
+def test_export_into_a_folder_and_with_outputs_that_cannot_be(toy_run: Path) -> None:
+    Path("here").mkdir()
+    assert call("export", toy_run, "-o", "here", "--no-verify").exit_code == 0
+    assert Path("here/model.onnx").is_file()
+    for outputs in ("", "labels,labels", "labels,masks"):
+        refused(call("export", toy_run, "--outputs", outputs), 2, "--outputs takes some of")
+
+
+def test_a_damaged_record_of_the_training_is_no_traceback(toy_run: Path, toy_data: Path) -> None:
+    run = Path("run")
+    run.mkdir()
+    for name in ("best.safetensors", "last.safetensors"):
+        shutil.copy(toy_run / name, run)
+    (run / "train.json").write_text("{")
+    refused(call("export", run), 4, "train.json is damaged")
+    refused(call("evaluate", run), 4, "train.json is damaged")
+    # The settings to resume with are in the checkpoint.
+    assert call("train", toy_data, "-o", run, "--resume", "--epochs", "10").exit_code == 0

@@ -111,6 +111,24 @@ def test_no_epochs_write_the_initialised_network(toy_data: Path, tmp_path: Path)
     assert_equal(weights_of(tmp_path / "run"), weights_of(tmp_path / "run", "best.safetensors"))
 
 
+def test_no_epochs_need_no_image_as_large_as_the_crop(toy_data: Path, tmp_path: Path) -> None:
+    report = train(toy_data, tmp_path / "run", replace(SMALL, epochs=0, crop_hw=(320, 480)))
+    assert (report.examples, report.left_out) == (0, 10)
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"freeze_backbone": True}])
+def test_a_run_is_not_resumed_with_other_parts(
+    toy_data: Path, toy_run: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    # The optimizer's state would go to other weights than those that it was kept for.
+    shutil.copy(toy_run / "last.safetensors", tmp_path)
+    stored = load_checkpoint(toy_run / "last.safetensors").resume["config"]
+    config = TrainConfig(**{**stored, "crop_hw": (64, 64), **change})
+    with pytest.raises(UsageError, match="The run was trained with"):
+        train(toy_data, tmp_path, config, resume=True)
+
+
 def test_images_smaller_than_the_crop_are_counted_and_left_out(
     toy_data: Path, tmp_path: Path
 ) -> None:
@@ -148,6 +166,10 @@ def test_all_bad_pairs_are_listed_before_the_first_epoch(toy_data: Path, tmp_pat
         ({"upsampling_init": "zeros"}, "no upsampling-init 'zeros'"),
         ({"crop_hw": (321, 480)}, "not a multiple of 32"),
         ({"epochs": -1}, "0 or more"),
+        ({"lr": -1.0}, "No training with --lr -1"),
+        ({"lr": float("nan")}, "No training with --lr nan"),
+        ({"seed": -1}, "seed -1"),
+        ({"crop_hw": (32, 32), "batch_size": 1}, "batch norm needs two values"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -79,13 +80,15 @@ def resnet() -> torchvision.models.ResNet:
     return torchvision.models.resnet18(weights=None)
 
 
-@pytest.mark.parametrize("kind", ["pth", "safetensors", "checkpoint"])
+@pytest.mark.parametrize("kind", ["pth", "old.pth", "safetensors", "checkpoint"])
 def test_body_takes_torchvisions_layout_and_our_own(
     tmp_path: Path, resnet: torchvision.models.ResNet, kind: str
 ) -> None:
-    path = tmp_path / f"weights.{'pth' if kind == 'pth' else 'safetensors'}"
-    if kind == "pth":
-        torch.save(resnet.state_dict(), path)
+    path = tmp_path / f"weights.{'pth' if 'pth' in kind else 'safetensors'}"
+    if "pth" in kind:
+        old = kind == "old.pth"  # from before batch norm counted its batches
+        state = resnet.state_dict().items()
+        torch.save({k: v for k, v in state if not (old and k.endswith("_tracked"))}, path)
     elif kind == "safetensors":
         save_file(resnet.state_dict(), path)
     else:
@@ -146,6 +149,28 @@ def test_imagenet_offline_names_the_way_out(
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     with pytest.raises(EnvironmentFault, match=r"--weights FILE .* or --weights none"):
         initialise_body(build_network(SPEC), "resnet18", "imagenet")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut"])
+def test_imagenet_with_a_damaged_cache_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes
+) -> None:
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / Path(torchvision.models.ResNet18_Weights.DEFAULT.url).name).write_bytes(content)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(EnvironmentFault, match="--weights none") as caught:
+        initialise_body(build_network(SPEC), "resnet18", "imagenet")
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"head": "fcn4s"}, {"backbone": "vgg16"}, {"score_stride": 16}])
+def test_networks_that_do_not_exist_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    spec = replace(SPEC, **change)  # type: ignore[arg-type]
+    save_checkpoint(path, Checkpoint(spec, build_network(SPEC).state_dict(), {}, {}))
+    with pytest.raises(ModelError, match="There is no network"):
+        load_network(path)
 
 
 def test_imagenet_goes_through_torchvisions_cache(
