@@ -21,7 +21,7 @@ demo: $(READY)
 	rm -rf demo
 	mkdir demo
 	cd demo && $(BIN)/fcn-deploy train ../samples -o runs/demo --head fcn8s --weights none \
-		--epochs 28 --crop 160x224 --batch-size 4 --val-every 7 --workers 0
+		--epochs 28 --crop 160x224 --batch-size 4 --schedule poly --val-every 7 --workers 0
 	cd demo && $(BIN)/fcn-deploy export
 	cd demo && $(BIN)/fcn-deploy build-engine --fp16
 	cd demo && $(BIN)/fcn-deploy segment ../samples/val/images -o segmented --save mask,overlay

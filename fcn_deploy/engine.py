@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from fcn_deploy.artifacts import sha256
-from fcn_deploy.backends.tensorrt_flavour import Flavour, find_builder
+from fcn_deploy.backends.tensorrt_flavour import (
+    Flavour,
+    device_capability,
+    find_builder,
+    require_gpu,
+)
 from fcn_deploy.errors import CheckFailedError, EnvironmentFault, ModelError, UsageError
 from fcn_deploy.onnx_file import CONVOLUTIONS, OnnxModel, read_onnx, to_half
 from fcn_deploy.parity import ParityReport, compare
@@ -71,10 +76,11 @@ def build_engine(
         )
     passport = Passport(
         plan_sha256=hashlib.sha256(plan).hexdigest(),
+        source=source.name,
         source_sha256=sha256(source),
         flavour=flavour.name,
         version=flavour.version,
-        targets=recipe.targets or ("portable",),
+        targets=recipe.targets or _own_targets(flavour),
         profile=profile,
         precision=precision,
         parity=None if parity is None else parity.as_dict(),
@@ -82,6 +88,11 @@ def build_engine(
     )
     write_plan(path, plan, passport)
     return passport
+
+
+def _own_targets(flavour: Flavour) -> tuple[str, ...]:
+    """What a plan runs on if nobody named targets: RTX chooses several, TensorRT this GPU alone."""
+    return ("portable",) if flavour.name == "rtx" else (device_capability(require_gpu()),)
 
 
 def _typed(model: OnnxModel, *, fp16: bool) -> OnnxModel:

@@ -57,7 +57,8 @@ class Passport:
 
     Attributes:
         plan_sha256: Of the plan's bytes.
-        source_sha256: Of the ONNX file that it was built from.
+        source: Name of the ONNX file that it was built from.
+        source_sha256: Of its bytes.
         flavour: ``tensorrt`` or ``rtx``.
         version: Of the flavour's library.
         targets: Compute capabilities it was built for, such as ``sm86``; ``portable`` where the
@@ -69,6 +70,7 @@ class Passport:
     """
 
     plan_sha256: str
+    source: str
     source_sha256: str
     flavour: str
     version: str

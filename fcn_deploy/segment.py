@@ -16,6 +16,7 @@ from fcn_deploy.artifacts import find_model
 from fcn_deploy.backends import SUFFIXES, Backend, open_backend
 from fcn_deploy.backends.tensorrt_flavour import require_gpu
 from fcn_deploy.errors import UsageError
+from fcn_deploy.freshness import require_fresh
 from fcn_deploy.spec import ModelSpec
 from fcn_deploy.tiling import DEFAULT_OVERLAP, CropGrid, cut_crops, merge_logits, plan_crops
 
@@ -120,7 +121,7 @@ class Segmenter:
             tile, most = None, limits.max_hw
             if most is not None and (image_hw[0] > most[0] or image_hw[1] > most[1]):
                 tile = limits.opt_hw or most
-            elif most is None and image_hw[0] * image_hw[1] > AUTO_WHOLE_PIXELS:
+            elif most is None and _padded_pixels(image_hw, limits.step) > AUTO_WHOLE_PIXELS:
                 tile = AUTO_TILE
             if tile is not None:
                 overlap = min(overlap, min(tile) // 2)
@@ -191,7 +192,7 @@ def locate(model: str | Path | None, backend: str = "auto") -> Path:
 
     Raises:
         UsageError: No such backend, or nothing was named and there is no run.
-        ModelError: There is no such file.
+        ModelError: There is no such file; or the one that was picked is older than its source.
         DeviceError: There is no plan for the backend ``trt``, and no GPU to run it on either.
     """
     if backend != "auto" and backend not in SUFFIXES:
@@ -205,7 +206,15 @@ def locate(model: str | Path | None, backend: str = "auto") -> Path:
     finally:
         if backend == "trt" and (path is None or path.suffix != SUFFIXES["trt"]):
             require_gpu()  # without one, there is no use in making the plan that is missing
+    if model is None or Path(model).is_dir():
+        require_fresh(path)
     return path
+
+
+def _padded_pixels(image_hw: tuple[int, int], step: int) -> int:
+    # Not the image's own: a row of a million pixels becomes a crop of 32 million.
+    height, width = (-(-size // step) * step for size in image_hw)
+    return height * width
 
 
 def _check_image(image: NDArray[np.uint8]) -> None:

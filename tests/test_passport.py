@@ -28,6 +28,7 @@ PLAN = b"vtrt" + bytes(range(256)) * 8
 def passport_of(plan: bytes, *, flavour: str = "rtx") -> Passport:
     return Passport(
         plan_sha256=hashlib.sha256(plan).hexdigest(),
+        source="model.onnx",
         source_sha256="0" * 64,
         flavour=flavour,
         version="1.4.0.76",

@@ -124,6 +124,21 @@ def require_gpu() -> Any:
     return cuda
 
 
+def device_capability(cuda: Any) -> str:
+    """Compute capability of the first GPU, such as ``sm86``.
+
+    Args:
+        cuda: What :func:`require_gpu` returned.
+    """
+    attributes = cuda.cudaDeviceAttr
+    kinds = (
+        attributes.cudaDevAttrComputeCapabilityMajor,
+        attributes.cudaDevAttrComputeCapabilityMinor,
+    )
+    major, minor = (cuda.cudaDeviceGetAttribute(kind, 0)[1] for kind in kinds)
+    return f"sm{major}{minor}"
+
+
 def _no_gpu(cause: str) -> DeviceError:
     return DeviceError(
         f"TensorRT engines cannot run here: no NVIDIA GPU or driver ({cause}).",

@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_deploy.backends import ShapeLimits, check_finite
-from fcn_deploy.backends.tensorrt_flavour import Flavour, import_flavour, require_gpu
+from fcn_deploy.backends.tensorrt_flavour import (
+    Flavour,
+    device_capability,
+    import_flavour,
+    require_gpu,
+)
 from fcn_deploy.errors import DeviceError, ModelError, UsageError
 from fcn_deploy.passport import REBUILD, Passport, read_passport
 from fcn_deploy.spec import INPUT
@@ -186,5 +191,10 @@ def open_trt(path: Path, provider: str = "auto") -> TrtBackend:
             f"{path} was built by {passport.flavour} {passport.version}, "
             f"this machine has {flavour.version}.",
             REBUILD,
+        )
+    device = device_capability(api)
+    if passport.targets != ("portable",) and device not in passport.targets:
+        raise ModelError(
+            f"{path} was built for {', '.join(passport.targets)}, this GPU is {device}.", REBUILD
         )
     return TrtBackend(path, passport, flavour, api)

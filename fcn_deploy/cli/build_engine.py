@@ -62,6 +62,7 @@ def build_engine(
     (PLAN.json) says what the plan is, and is checked before it is ever loaded.
     """
     from fcn_deploy.engine import build_engine as build
+    from fcn_deploy.freshness import require_fresh
     from fcn_deploy.recipe import Recipe
 
     shapes = {"min": min_shape, "opt": opt_shape, "max": max_shape}
@@ -72,7 +73,10 @@ def build_engine(
         given["max_batch"] = max_batch
     targets = tuple(name.strip() for name in target.split(",") if name.strip())
     recipe = Recipe(fp16=fp16, flavour=flavour, targets=targets, **given)
-    source = _exported(find_model(model, suffixes=(".onnx", ".safetensors")), verify=not no_verify)
+    found = find_model(model, suffixes=(".onnx", ".safetensors"))
+    if model is None or model.is_dir():
+        require_fresh(found)
+    source = _exported(found, verify=not no_verify)
     plan = placed(out, _beside(source, fp16=fp16))
     note(f"Building {relative(plan)} from {relative(source)}")
     with progress() as bar:

@@ -54,6 +54,10 @@ def train(
         float | None,
         typer.Option(help="First learning rate.  [default: 0.02 for sgd, 0.0005 for adam]"),
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="constant, or poly: falling to zero.  [default: constant]"),
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd or adam.  [default: sgd]")] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="L2 penalty.  [default: 0.0001]")
@@ -107,6 +111,7 @@ def train(
         "crop_hw": crop and parse_hw(crop, "--crop"),
         "lr": lr,
         "optimizer": optimizer,
+        "schedule": schedule,
         "weight_decay": weight_decay,
         "freeze_backbone": freeze_backbone,
         "freeze_upsampling": freeze_upsampling,

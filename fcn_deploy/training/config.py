@@ -23,6 +23,9 @@ class TrainConfig:
         batch_size: Crops per step.
         crop_hw: Height and width of a crop in pixels, multiples of 32.
         lr: Learning rate of the first step; ``None`` is 0.02 for SGD, 5e-4 for Adam.
+        schedule: ``constant``, or ``poly``: falling to zero with power 0.9 by the last epoch, as
+            DeepLab (Chen et al. 2017) does. A run with ``poly`` can be resumed exactly, but not
+            made longer without becoming another one.
         optimizer: ``sgd`` (momentum 0.9) or ``adam``.
         weight_decay: L2 penalty on all weights.
         freeze_backbone: Leave the body as it starts, batch norm statistics included.
@@ -41,6 +44,7 @@ class TrainConfig:
     batch_size: int = 8
     crop_hw: tuple[int, int] = (320, 480)
     lr: float | None = None
+    schedule: str = "constant"
     optimizer: str = "sgd"
     weight_decay: float = 1e-4
     freeze_backbone: bool = False
@@ -66,6 +70,7 @@ class TrainConfig:
             ("head", self.head, tuple(SCORE_STRIDE)),
             ("backbone", self.backbone, BACKBONES),
             ("optimizer", self.optimizer, tuple(LEARNING_RATE)),
+            ("schedule", self.schedule, ("constant", "poly")),
             ("upsampling-init", self.upsampling_init, ("bilinear", "xavier")),
         ):
             if value not in known:

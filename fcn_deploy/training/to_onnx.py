@@ -20,12 +20,12 @@ from torch import nn
 from torch.export import Dim
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fcn_deploy.artifacts import write_atomically
+from fcn_deploy.artifacts import sha256, write_atomically
 from fcn_deploy.backends.eager import EagerBackend
 from fcn_deploy.errors import UsageError
 from fcn_deploy.onnx_file import OnnxModel, keep_outputs, to_half
 from fcn_deploy.parity import ParityReport, compare
-from fcn_deploy.spec import INPUT, OUTPUTS, PARITY_KEY, SPEC_KEY, ModelSpec
+from fcn_deploy.spec import INPUT, OUTPUTS, PARITY_KEY, SOURCE_KEY, SPEC_KEY, ModelSpec
 from fcn_deploy.training.checkpoint import load_network
 from fcn_deploy.training.network import FCN, Deployed
 
@@ -78,7 +78,8 @@ def export_onnx(
         report = _verify(network, spec, proto, crops, "fp16" if fp16 else "fp32")
         report.require()
     final = keep_outputs(proto, outputs)
-    properties = {SPEC_KEY: spec.to_json()}
+    source = {"name": checkpoint.name, "sha256": sha256(checkpoint)}
+    properties = {SPEC_KEY: spec.to_json(), SOURCE_KEY: json.dumps(source)}
     if report is not None:
         properties[PARITY_KEY] = json.dumps(report.as_dict())
     onnx.helper.set_model_props(final, properties)

@@ -135,6 +135,27 @@ def test_refusals(arguments: tuple[str, ...], code: int, words: str) -> None:
     refused(call(*arguments), code, words)
 
 
+def test_an_artifact_that_is_older_than_its_source_is_refused(
+    toy_run: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    run = Path("runs/a")
+    run.mkdir(parents=True)
+    for name in ("best.safetensors", "last.safetensors", "train.json"):
+        shutil.copy(toy_run / name, run)
+    assert call("export", "--no-verify").exit_code == 0
+    assert call("build-engine", "--flavour", "rtx", "--max-shape", "512x512").exit_code == 0
+    assert call("evaluate").exit_code == 0
+    shutil.copytree(run, "copied", copy_function=shutil.copyfile)
+    assert call("evaluate", "copied").exit_code == 0
+    # Another training of the same network: what was made of the first one no longer counts.
+    shutil.copy(toy_run / "last.safetensors", run / "best.safetensors")
+    refused(call("evaluate"), 4, "was made from another best.safetensors")
+    refused(call("build-engine", "--flavour", "rtx"), 4, "fcn-deploy export")
+    assert call("evaluate", "--backend", "eager").exit_code == 0
+    named = call("evaluate", run / "model.onnx")
+    assert named.exit_code == 0, named.output
+
+
 def test_one_bad_image_among_good_ones(toy_onnx: Path, toy_data: Path) -> None:
     shutil.copytree(toy_data / "val" / "images", "photos")
     Path("photos/bad.jpg").write_text("not an image")

@@ -45,11 +45,13 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"), [("sgd", "poly"), ("adam", "constant"), ("adam", "poly")]
+)
 def test_resumed_training_ends_with_the_same_weights(
-    toy_data: Path, tmp_path: Path, optimizer: str
+    toy_data: Path, tmp_path: Path, optimizer: str, schedule: str
 ) -> None:
-    config = replace(SMALL, optimizer=optimizer)
+    config = replace(SMALL, optimizer=optimizer, schedule=schedule)
 
     class Killed(Quiet):
         def on_epoch(self, report: EpochReport) -> None:  # noqa: ARG002
@@ -65,6 +67,15 @@ def test_resumed_training_ends_with_the_same_weights(
     assert_equal(weights_of(straight.run), weights_of(resumed.run))
     losses = [[report.loss for report in result.history] for result in (straight, resumed)]
     assert losses[0] == losses[1]
+
+
+def test_a_training_that_is_made_longer_is_the_longer_training(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    straight = train(toy_data, tmp_path / "straight", SMALL)
+    train(toy_data, tmp_path / "run", replace(SMALL, epochs=1))
+    longer = train(toy_data, tmp_path / "run", SMALL, resume=True)
+    assert_equal(weights_of(straight.run), weights_of(longer.run))
 
 
 def test_same_seed_same_weights_whatever_the_number_of_workers(
