@@ -62,5 +62,30 @@ class Recipe:
             raise ShapeError(f"--max-batch {self.max_batch} is less than 1.")
 
 
+def fit_shapes(
+    low: tuple[int, int] | None, best: tuple[int, int] | None, high: tuple[int, int] | None
+) -> dict[str, tuple[int, int]]:
+    """Shapes of a recipe of which some were named: the defaults give way to those.
+
+    Args:
+        low: Smallest height and width in pixels, or ``None``.
+        best: The same of the one to be fastest at.
+        high: The same of the largest.
+
+    Returns:
+        ``min_hw``, ``opt_hw`` and ``max_hw``; in order wherever the named ones are.
+    """
+    axes = []
+    for axis in (0, 1):
+        named = [hw[axis] for hw in (low, best, high) if hw is not None]
+        least = low[axis] if low else min([Recipe.min_hw[axis], *named])
+        most = high[axis] if high else max([Recipe.max_hw[axis], *named])
+        axes.append(
+            (least, best[axis] if best else max(least, min(Recipe.opt_hw[axis], most)), most)
+        )
+    (min_h, opt_h, max_h), (min_w, opt_w, max_w) = axes
+    return {"min_hw": (min_h, min_w), "opt_hw": (opt_h, opt_w), "max_hw": (max_h, max_w)}
+
+
 def _x(hw: tuple[int, int]) -> str:
     return f"{hw[0]}x{hw[1]}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fcn_deploy.errors import ShapeError, UsageError
-from fcn_deploy.recipe import FLAVOURS, Recipe
+from fcn_deploy.recipe import FLAVOURS, Recipe, fit_shapes
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -60,3 +62,24 @@ def test_an_unknown_flavour_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="'tensorrt-llm'") as caught:
         Recipe(flavour="tensorrt-llm").check(32)
     assert all(flavour in caught.value.remedy for flavour in FLAVOURS)
+
+
+SHAPE = st.none() | st.tuples(*[st.integers(1, 64).map(lambda cells: 32 * cells)] * 2)
+
+
+@given(SHAPE, SHAPE, SHAPE)
+def test_defaults_give_way_to_the_shapes_that_were_named(
+    low: tuple[int, int] | None, best: tuple[int, int] | None, high: tuple[int, int] | None
+) -> None:
+    shapes: dict[str, Any] = fit_shapes(low, best, high)
+    for name, hw in (("min_hw", low), ("opt_hw", best), ("max_hw", high)):
+        assert hw is None or shapes[name] == hw
+    named = [hw for hw in (low, best, high) if hw is not None]
+    if all(a <= b for one, two in pairwise(named) for a, b in zip(one, two, strict=True)):
+        Recipe(**shapes).check(32)
+
+
+def test_without_shapes_the_defaults_stay() -> None:
+    unchanged: dict[str, Any] = fit_shapes(None, None, None)
+    assert Recipe(**unchanged) == Recipe()
+    assert fit_shapes(None, None, (256, 2048))["opt_hw"] == (256, 512)

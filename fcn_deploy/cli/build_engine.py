@@ -63,12 +63,12 @@ def build_engine(
     """
     from fcn_deploy.engine import build_engine as build
     from fcn_deploy.freshness import require_fresh
-    from fcn_deploy.recipe import Recipe
+    from fcn_deploy.recipe import Recipe, fit_shapes
 
     shapes = {"min": min_shape, "opt": opt_shape, "max": max_shape}
-    given: dict[str, Any] = {
-        f"{name}_hw": parse_hw(text, f"--{name}-shape") for name, text in shapes.items() if text
-    }
+    given: dict[str, Any] = fit_shapes(
+        *(parse_hw(text, f"--{name}-shape") if text else None for name, text in shapes.items())
+    )
     if max_batch is not None:
         given["max_batch"] = max_batch
     targets = tuple(name.strip() for name in target.split(",") if name.strip())
