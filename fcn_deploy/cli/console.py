@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,14 @@ from fcn_deploy.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+BackendOption = Annotated[str, typer.Option(help="auto, eager, ort or trt.")]
+ProviderOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+TileOption = Annotated[
+    str, typer.Option(metavar="HxW", help="Crop size; auto, or whole for no tiling.")
+]
+OverlapOption = Annotated[int, typer.Option(help="Pixels that neighbouring crops share.")]
 
 
 def note(text: str) -> None:
@@ -34,6 +42,15 @@ def parse_hw(text: str, option: str) -> tuple[int, int]:
         return int(height), int(width)
     raise UsageError(
         f"{option} takes height x width in pixels, not {text!r}.", f"For example: {option} 320x480"
+    )
+
+
+def parse_tile(text: str) -> Any:
+    """``auto``, ``whole`` or a size, as :class:`~fcn_deploy.segment.Segmenter` takes it."""
+    return (
+        {"auto": "auto", "whole": None}[text]
+        if text in ("auto", "whole")
+        else parse_hw(text, "--tile")
     )
 
 

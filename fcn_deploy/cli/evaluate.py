@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fcn_deploy.cli.console import note, parse_hw, progress, recorded_data, relative, write_json
+from fcn_deploy.cli.console import (
+    BackendOption,
+    OverlapOption,
+    ProviderOption,
+    TileOption,
+    note,
+    parse_tile,
+    progress,
+    recorded_data,
+    relative,
+    write_json,
+)
 from fcn_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,12 +42,10 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Which part of the data set.")] = "val",
-    backend: Annotated[str, typer.Option(help="auto, eager, ort or trt.")] = "auto",
-    provider: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    tile: Annotated[
-        str, typer.Option(metavar="HxW", help="Crop size; auto, or whole for no tiling.")
-    ] = "auto",
-    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring crops share.")] = 64,
+    backend: BackendOption = "auto",
+    provider: ProviderOption = "auto",
+    tile: TileOption = "auto",
+    overlap: OverlapOption = 64,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - prints them."),
@@ -107,15 +116,6 @@ def evaluate(
         )
         contact_sheet(sheet, rows, spec, title=f"{path.name}, {split}: {reached}")
         note(f"Wrote {sheet}")
-
-
-def parse_tile(text: str) -> Any:
-    """``auto``, ``whole`` or a size, as :class:`~fcn_deploy.segment.Segmenter` takes it."""
-    return (
-        {"auto": "auto", "whole": None}[text]
-        if text in ("auto", "whole")
-        else parse_hw(text, "--tile")
-    )
 
 
 def _print(result: Evaluation) -> None:

@@ -8,8 +8,18 @@ from typing import Annotated
 import typer
 
 from fcn_deploy.artifacts import require_writable
-from fcn_deploy.cli.console import named, note, progress, relative, write_json
-from fcn_deploy.cli.evaluate import parse_tile
+from fcn_deploy.cli.console import (
+    BackendOption,
+    OverlapOption,
+    ProviderOption,
+    TileOption,
+    named,
+    note,
+    parse_tile,
+    progress,
+    relative,
+    write_json,
+)
 
 FAILED_SHOWN = 10
 
@@ -26,12 +36,10 @@ def segment(
             help="Model file or run folder.  [default: the newest run]", show_default=False
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, eager, ort or trt.")] = "auto",
-    provider: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    tile: Annotated[
-        str, typer.Option(metavar="HxW", help="Crop size; auto, or whole for no tiling.")
-    ] = "auto",
-    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring crops share.")] = 64,
+    backend: BackendOption = "auto",
+    provider: ProviderOption = "auto",
+    tile: TileOption = "auto",
+    overlap: OverlapOption = 64,
     save: Annotated[str, typer.Option(help="Comma-separated: mask, overlay, confidence.")] = "mask",
     max_pixels: Annotated[
         int, typer.Option(help="Refuse larger images, judged from their header.")

@@ -273,6 +273,29 @@ def test_help_says_what_a_command_does(command: str) -> None:
     assert len(result.stdout.splitlines()) > 10
 
 
+def test_defaults_are_those_of_the_library() -> None:
+    # Written twice, because --help must not wait for NumPy.
+    from fcn_deploy.image import MAX_PIXELS
+    from fcn_deploy.recipe import Recipe
+    from fcn_deploy.tiling import DEFAULT_OVERLAP
+    from fcn_deploy.training.config import LEARNING_RATE, TrainConfig
+
+    said = " ".join(call("segment", "--help").stdout.split())
+    assert f"share. [default: {DEFAULT_OVERLAP}]" in said
+    assert f"[default: {MAX_PIXELS}]" in said
+    said = " ".join(call("train", "--help").stdout.split())
+    config = TrainConfig()
+    for value in (config.head, config.backbone, config.weights, config.epochs, config.optimizer):
+        assert f"[default: {value}]" in said
+    assert f"[default: {config.crop_hw[0]}x{config.crop_hw[1]}]" in said
+    sgd, adam = LEARNING_RATE["sgd"], LEARNING_RATE["adam"]
+    assert f"[default: {sgd} for sgd, {adam} for adam]" in said
+    said = " ".join(call("build-engine", "--help").stdout.split())
+    for hw in (Recipe.min_hw, Recipe.opt_hw, Recipe.max_hw):
+        assert f"[default: {hw[0]}x{hw[1]}]" in said
+    assert f"[default: {Recipe.max_batch}]" in said
+
+
 def test_the_installed_program_answers(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("fcn-deploy")
     environment = os.environ | {"COLUMNS": "100"}
