@@ -17,6 +17,8 @@ from fcn_deploy.errors import DataError, UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from fcn_deploy.segment import Tile
+
 
 BackendOption = Annotated[str, typer.Option(help="auto, eager, ort or trt.")]
 ProviderOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
@@ -45,13 +47,15 @@ def parse_hw(text: str, option: str) -> tuple[int, int]:
     )
 
 
-def parse_tile(text: str) -> Any:
-    """``auto``, ``whole`` or a size, as :class:`~fcn_deploy.segment.Segmenter` takes it."""
-    return (
-        {"auto": "auto", "whole": None}[text]
-        if text in ("auto", "whole")
-        else parse_hw(text, "--tile")
-    )
+def parse_tile(text: str) -> Tile:
+    """``auto``, ``whole`` or a size, as :class:`~fcn_deploy.segment.Segmenter` takes it.
+
+    Raises:
+        UsageError: None of these.
+    """
+    if text == "auto":
+        return "auto"
+    return None if text == "whole" else parse_hw(text, "--tile")
 
 
 def named(text: str, known: Iterable[str], option: str) -> tuple[str, ...]:
