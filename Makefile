@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= passive
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	@echo "Installing PyTorch, ONNX Runtime and TensorRT-RTX into $(VENV): some minutes, about 7 GB."
+	@echo "Installing PyTorch, ONNX Runtime and TensorRT-RTX into $(VENV): some minutes, about 6 GB."
 	@# Setuptools warns at length about any editable installation; shown only if it fails.
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,cpu,rtx,dev]" \
 		2> $(VENV)/install.log || { cat $(VENV)/install.log; exit 1; }

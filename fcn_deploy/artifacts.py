@@ -14,6 +14,7 @@ A run folder holds everything made of one training::
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -105,9 +106,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> EnvironmentFault:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = "Free some space there" if full else "Make it writable"
     return EnvironmentFault(
         f"Cannot write {path}: {error.strerror or error}.",
-        "Free some space there, or name another place with -o.",
+        f"{mend}, or name another place with -o.",
     )
 
 
