@@ -189,3 +189,12 @@ def test_a_dangling_link_in_a_run_does_no_harm(runs: Path) -> None:
     write(runs / "road" / "model.onnx", second=10)
     (runs / "road" / "calibration").symlink_to("unmounted")
     assert newest_run() == runs / "road"
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "Free some space there"), (errno.EACCES, "Make it writable")],
+)
+def test_the_remedy_fits_the_cause(tmp_path: Path, number: int, remedy: str) -> None:
+    with pytest.raises(EnvironmentFault, match=remedy), atomic_path(tmp_path / "mask.png"):
+        raise OSError(number, "why")
