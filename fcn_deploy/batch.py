@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import errno
 import glob
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fcn_deploy.errors import DataError, EnvironmentFault, InputError, UsageError
-from fcn_deploy.image import (
-    MAX_PIXELS,
-    SUFFIXES,
-    overlay,
-    read_image,
-    write_gray,
-    write_mask,
-    write_photo,
+from fcn_deploy.image import MAX_PIXELS, SUFFIXES
+from fcn_deploy.merging import Band
+from fcn_deploy.outputs import (
+    KINDS,
+    MASK_FORMATS,
+    MaskFormat,
+    Outputs,
+    georeference_of,
+    open_source,
 )
-from fcn_deploy.segment import Segmenter, Tile
-from fcn_deploy.tiling import DEFAULT_OVERLAP
+from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.tiling import CropGrid
 
-JPEG_SIDE = 65_500
-SAVES = {"mask": ".png", "overlay": ".jpg", "confidence": ".png"}
-"""What can be saved of an image, and its suffix; each kind has a folder of its name.
-
-Not `masks`: that is where data sets keep their ground truth, which nobody wants overwritten.
-"""
+OnRows = Callable[["Item", CropGrid, int], None]
+"""Called with the image, its plan, and how many of its rows are done."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,9 @@ class ItemReport:
         outputs: What was written, by kind.
         height: In pixels, after EXIF orientation; 0 if it failed.
         width: The same.
+        crops: Number of crops that it was segmented by.
+        crop_height: Of each of them, in pixels.
+        crop_width: The same.
     """
 
     source: str
@@ -57,6 +58,9 @@ class ItemReport:
     outputs: dict[str, str] | None = None
     height: int = 0
     width: int = 0
+    crops: int = 0
+    crop_height: int = 0
+    crop_width: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
@@ -98,7 +102,7 @@ def list_items(sources: Iterable[str | Path], out: Path | None = None) -> list[I
 
 
 def _written_by_us(path: Path, out: Path) -> bool:
-    return any(path.parent.resolve().is_relative_to((out / kind).resolve()) for kind in SAVES)
+    return any(path.parent.resolve().is_relative_to((out / kind).resolve()) for kind in KINDS)
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:
@@ -156,9 +160,10 @@ def segment_items(
     out: Path,
     *,
     save: tuple[str, ...] = ("mask",),
-    tile: Tile = "auto",
-    overlap: int = DEFAULT_OVERLAP,
+    tiling: Tiling = Tiling(),
+    mask_format: MaskFormat = "auto",
     max_pixels: int = MAX_PIXELS,
+    on_rows: OnRows | None = None,
     on_item: Callable[[ItemReport], None] | None = None,
 ) -> list[ItemReport]:
     """Segment images one after the other; one that cannot be read does not stop the others.
@@ -167,23 +172,30 @@ def segment_items(
         model: What segments.
         items: Which images.
         out: Output folder; every file in it is written whole or not at all.
-        save: Some of ``mask``, ``overlay`` and ``confidence``.
-        tile: As in :meth:`~fcn_deploy.segment.Segmenter.segment`.
-        overlap: The same.
+        save: Some of :data:`~fcn_deploy.outputs.KINDS`.
+        tiling: How images are cut into crops.
+        mask_format: ``auto`` writes PNG, and GeoTIFF for images that are one.
         max_pixels: Larger images fail, judged from their header.
+        on_rows: Told of each image as it gets on.
         on_item: Told of each image when it is finished.
 
     Raises:
         UsageError: Unknown kind of output, or tile and overlap do not go together.
-        EnvironmentFault: An output cannot be written.
+        EnvironmentFault: An output cannot be written, or needs a package that is missing.
         CheckFailedError: The network returned values that are not finite.
     """
-    if unknown := [kind for kind in save if kind not in SAVES]:
-        raise UsageError(f"There is no output {unknown[0]!r}.", f"Outputs: {', '.join(SAVES)}.")
+    if unknown := [kind for kind in save if kind not in KINDS]:
+        raise UsageError(f"There is no output {unknown[0]!r}.", f"Outputs: {', '.join(KINDS)}.")
+    if mask_format not in MASK_FORMATS:
+        raise UsageError(
+            f"There is no mask format {mask_format!r}.", f"Formats: {', '.join(MASK_FORMATS)}."
+        )
+    _require_packages(save, mask_format)
+    job = _Job(model, out, save, tiling, mask_format, max_pixels, on_rows)
     reports = []
     for item in items:
         try:
-            report = _segment_item(model, item, out, save, tile, overlap, max_pixels)
+            report = _segment_item(job, item)
         except EnvironmentFault as error:
             cause = error.__cause__
             if not isinstance(cause, OSError) or cause.errno != errno.ENAMETOOLONG:
@@ -197,31 +209,61 @@ def segment_items(
     return reports
 
 
-def _segment_item(
-    model: Segmenter,
-    item: Item,
-    out: Path,
-    save: tuple[str, ...],
-    tile: Tile,
-    overlap: int,
-    max_pixels: int,
-) -> ItemReport:
-    image = read_image(item.source, max_pixels=max_pixels)
-    if "overlay" in save and max(image.shape[:2]) > JPEG_SIDE:
-        raise InputError(
-            f"{item.source} is larger than the {JPEG_SIDE:,} pixels a side that a JPEG holds.",
-            "Leave the overlay out of --save.",
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for all images."""
+
+    model: Segmenter
+    out: Path
+    save: tuple[str, ...]
+    tiling: Tiling
+    mask_format: MaskFormat
+    max_pixels: int
+    on_rows: OnRows | None
+
+
+def _require_packages(save: tuple[str, ...], mask_format: MaskFormat) -> None:
+    """Find out before the work that rasterio is missing."""
+    if mask_format == "tiff" or {"probabilities", "polygons"} & set(save):
+        import fcn_deploy.raster  # noqa: F401 - raises MissingExtraError
+
+
+def _segment_item(job: _Job, item: Item) -> ItemReport:
+    place = None if job.mask_format == "png" else georeference_of(item.source)
+    with open_source(item.source, max_pixels=job.max_pixels) as source:
+        grid = job.model.plan(source.image_hw, job.tiling)
+        whole = getattr(source, "image", None)
+        outputs = Outputs(
+            job.out,
+            item.name,
+            job.save,
+            job.model.spec,
+            source.image_hw,
+            whole=whole,
+            source=item.source,
+            georeference=place,
+            mask_format=job.mask_format,
+            max_pixels=job.max_pixels,
         )
-    prediction = model.predict(image, tile=tile, overlap=overlap, confidence="confidence" in save)
-    outputs: dict[str, str] = {}
-    for kind in save:
-        path = out / kind / f"{item.name}{SAVES[kind]}"
-        if kind == "mask":
-            write_mask(path, prediction.labels, model.spec.palette)
-        elif kind == "overlay":
-            write_photo(path, overlay(image, prediction.labels, model.spec.palette))
-        elif prediction.confidence is not None:
-            write_gray(path, prediction.confidence)
-        outputs[kind] = str(path)
-    height, width = prediction.labels.shape
-    return ItemReport(str(item.source), "done", "", outputs, height, width)
+        bands = job.model.bands(
+            source if whole is None else whole,
+            grid,
+            blend=job.tiling.blend,
+            wanted=outputs.wanted,
+        )
+        with closing(bands):
+            outputs.write(_told(bands, item, grid, job.on_rows))
+    return ItemReport(
+        str(item.source), "done", "", outputs.paths, *grid.image_hw, len(grid), *grid.crop_hw
+    )
+
+
+def _told(
+    bands: Iterator[Band], item: Item, grid: CropGrid, on_rows: OnRows | None
+) -> Iterator[Band]:
+    if on_rows is not None:
+        on_rows(item, grid, 0)
+    for band in bands:
+        yield band
+        if on_rows is not None:
+            on_rows(item, grid, band.top + band.rows)

@@ -20,9 +20,10 @@ from fcn_deploy.backends.tensorrt_flavour import (
     require_gpu,
 )
 from fcn_deploy.errors import CheckFailedError, EnvironmentFault, ModelError, UsageError
-from fcn_deploy.onnx_file import CONVOLUTIONS, OnnxModel, read_onnx, to_half
+from fcn_deploy.onnx_file import WEIGHTED, OnnxModel, read_onnx, to_half
 from fcn_deploy.parity import ParityReport, compare
 from fcn_deploy.passport import Passport, Precision, Profile, write_plan
+from fcn_deploy.receptive import halo_for, reach_of_scores
 from fcn_deploy.recipe import Recipe
 from fcn_deploy.spec import INPUT
 
@@ -85,9 +86,18 @@ def build_engine(
         precision=precision,
         parity=None if parity is None else parity.as_dict(),
         spec=model.spec,
+        halo=_halo(model),
     )
     write_plan(path, plan, passport)
     return passport
+
+
+def _halo(model: OnnxModel) -> int | None:
+    try:
+        stride = model.spec.score_stride
+        return halo_for(reach_of_scores(model.proto, stride), stride, model.spec.output_stride)
+    except ModelError:  # no scores, or a layer whose reach is not known
+        return None
 
 
 def _own_targets(flavour: Flavour) -> tuple[str, ...]:
@@ -211,7 +221,8 @@ def _monitor(trt: Any, on_progress: OnProgress) -> Any:
 def _prove(flavour: Flavour, network: Any, model: OnnxModel, plan: bytes) -> Precision:
     """What the engine computes in, from two sides: the parsed network and the plan's own bytes."""
     trt = flavour.trt
-    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
+    types = trt.LayerType
+    kinds = (types.CONVOLUTION, types.DECONVOLUTION, types.MATRIX_MULTIPLY)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     layers = [layer for layer in layers if layer.type in kinds]
     half = sum(
@@ -228,7 +239,7 @@ def _prove(flavour: Flavour, network: Any, model: OnnxModel, plan: bytes) -> Pre
     return Precision(computes, int(half), len(layers), round(fp16, 4), round(fp32, 4))
 
 
-def _kernels(model: OnnxModel, kinds: tuple[str, ...] = CONVOLUTIONS) -> list[NDArray[np.float32]]:
+def _kernels(model: OnnxModel, kinds: tuple[str, ...] = WEIGHTED) -> list[NDArray[np.float32]]:
     names = {node.input[1] for node in model.proto.graph.node if node.op_type in kinds}
     return [
         np.asarray(onnx.numpy_helper.to_array(weight), np.float32)
@@ -240,8 +251,8 @@ def _kernels(model: OnnxModel, kinds: tuple[str, ...] = CONVOLUTIONS) -> list[ND
 def _weights_in(plan: bytes, model: OnnxModel) -> tuple[float, float]:
     """Share of the convolutions' weights that lie in the plan as FP16, and as float32.
 
-    Kernels of transposed convolutions are left out: TensorRT-RTX stores them rearranged, and of 150
-    classes they are nine tenths of an FCN-32s. The size of the plan speaks for them.
+    The upsampling is left out: TensorRT-RTX stores its weights rearranged, and of 150 classes they
+    are nine tenths of an FCN-32s. The size of the plan speaks for them.
     """
     found = {np.float16: 0, np.float32: 0}
     total = 0
@@ -263,7 +274,7 @@ def _weights_in(plan: bytes, model: OnnxModel) -> tuple[float, float]:
 
 def _evidence(precision: Precision) -> str:
     return (
-        f"{precision.fp16_layers} of {precision.layers} convolutions are typed FP16, "
-        f"{precision.fp16_weights:.0%} of the weights lie in the plan as FP16, "
+        f"{precision.fp16_layers} of {precision.layers} layers with weights are typed FP16, "
+        f"{precision.fp16_weights:.0%} of the convolutions' weights lie in the plan as FP16, "
         f"{precision.fp32_weights:.0%} as float32"
     )

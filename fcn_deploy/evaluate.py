@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from fcn_deploy.dataset import Dataset, Pair, read_pair
 from fcn_deploy.errors import DataError
 from fcn_deploy.metrics import Scores, confusion_matrix, scores
-from fcn_deploy.segment import Segmenter, Tile
+from fcn_deploy.segment import Segmenter, Tiling
 from fcn_deploy.spec import ModelSpec
-from fcn_deploy.tiling import DEFAULT_OVERLAP
 
 OnImage = Callable[[Pair, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]], None]
 """Called with pair, image (H, W, 3), truth (H, W) and prediction (H, W)."""
@@ -53,8 +52,7 @@ def evaluate(
     dataset: Dataset,
     pairs: list[Pair],
     *,
-    tile: Tile = "auto",
-    overlap: int = DEFAULT_OVERLAP,
+    tiling: Tiling = Tiling(),
     on_image: OnImage | None = None,
 ) -> Evaluation:
     """Segment labelled images at full size, and count.
@@ -63,8 +61,7 @@ def evaluate(
         model: What to judge.
         dataset: Where the images are from; its classes must be the model's.
         pairs: Which images; none is left out.
-        tile: As in :meth:`~fcn_deploy.segment.Segmenter.segment`.
-        overlap: The same.
+        tiling: How images are cut into crops.
         on_image: Told of each image; for progress and pictures.
 
     Raises:
@@ -75,7 +72,7 @@ def evaluate(
     confusion = np.zeros((model.spec.num_classes,) * 2, np.int64)
     for pair in pairs:
         image, truth = read_pair(dataset, pair)
-        prediction = model.segment(image, tile=tile, overlap=overlap)
+        prediction = model.predict(image, tiling).labels
         confusion += confusion_matrix(truth, prediction, model.spec.num_classes)
         if on_image is not None:
             on_image(pair, image, truth, prediction)

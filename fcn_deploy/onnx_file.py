@@ -105,11 +105,11 @@ def _refuse_unsafe(proto: ModelProto, path: Path) -> None:
 
 def _precision(proto: ModelProto) -> str:
     types = {weight.name: weight.data_type for weight in proto.graph.initializer}
-    kernels = [types.get(n.input[1]) for n in proto.graph.node if n.op_type in CONVOLUTIONS]
+    kernels = [types.get(n.input[1]) for n in proto.graph.node if n.op_type in WEIGHTED]
     return "fp16" if kernels and set(kernels) == {TensorProto.FLOAT16} else "fp32"
 
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
+WEIGHTED = ("Conv", "ConvTranspose", "MatMul")
 
 
 def keep_outputs(proto: ModelProto, outputs: tuple[str, ...]) -> ModelProto:
@@ -136,7 +136,7 @@ def to_half(proto: ModelProto) -> ModelProto:
     half = ModelProto()
     half.CopyFrom(proto)
     graph = half.graph
-    entry = next(node.input[0] for node in graph.node if node.op_type in CONVOLUTIONS)
+    entry = next(node.input[0] for node in graph.node if node.op_type in WEIGHTED)
     outputs = {v.name for v in graph.output if v.type.tensor_type.elem_type == TensorProto.FLOAT}
     weights = {weight.name: weight for weight in graph.initializer}
     inside = {entry}  # float32 tensors of the old graph that are FP16 in the new one

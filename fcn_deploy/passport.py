@@ -36,12 +36,11 @@ class Precision:
 
     Attributes:
         computes: ``fp16`` or ``fp32``.
-        fp16_layers: Convolutions whose input and output the parsed network types as FP16.
-        layers: All convolutions, transposed ones included.
-        fp16_weights: Share of the weights whose FP16 bytes lie in the plan, in [0, 1];
-            transposed convolutions left out.
-        fp32_weights: Share of the weights whose float32 bytes lie in the plan, in [0, 1];
-            transposed convolutions left out.
+        fp16_layers: Layers with weights whose input and output the parsed network types as FP16.
+        layers: All of these: convolutions, transposed ones, matrix products.
+        fp16_weights: Share of the convolutions' weights whose FP16 bytes lie in the plan, in
+            [0, 1].
+        fp32_weights: The same of their float32 bytes.
     """
 
     computes: str
@@ -67,6 +66,7 @@ class Passport:
         precision: What it computes in.
         parity: How its graph compared with the model it was made from; ``None`` if it was not.
         spec: The model's description.
+        halo: Pixels of a crop's border that what lies beyond it would change; ``None``: not known.
     """
 
     plan_sha256: str
@@ -79,6 +79,7 @@ class Passport:
     precision: Precision
     parity: dict[str, Any] | None
     spec: ModelSpec
+    halo: int | None = None
 
     def to_json(self) -> str:
         """Readable JSON."""

@@ -2,29 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from fcn_deploy.artifacts import find_model
+from fcn_deploy.auto_tile import DEFAULT_MAX_MEMORY_MIB, choose_grid
 from fcn_deploy.backends import SUFFIXES, Backend, open_backend
 from fcn_deploy.backends.tensorrt_flavour import require_gpu
-from fcn_deploy.errors import UsageError
+from fcn_deploy.errors import ModelError, UsageError
 from fcn_deploy.freshness import require_fresh
+from fcn_deploy.merging import BLENDS, Band, Blend, decide_logits, merge_logits, merge_scores
+from fcn_deploy.read_ahead import ahead
 from fcn_deploy.spec import ModelSpec
-from fcn_deploy.tiling import DEFAULT_OVERLAP, CropGrid, cut_crops, merge_logits, plan_crops
+from fcn_deploy.tiling import DEFAULT_OVERLAP, CropGrid, cut_crops, plan_crops, row_blocks
+from fcn_deploy.upsample import Fields, FloatArray, Wanted
 
 Tile = tuple[int, int] | Literal["auto"] | None
 """Height and width of a crop in pixels; ``"auto"``; or ``None`` for the whole image at once."""
 
-AUTO_WHOLE_PIXELS = 4 * 1024 * 1024
-AUTO_TILE = (1024, 1024)
+Halo = int | Literal["exact"] | None
+"""Pixels to throw away at the inner borders of each crop; ``"exact"``; ``None``: average."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an image is cut into crops and put together again.
+
+    Attributes:
+        tile: Height and width of the crops, multiples of the output stride. ``"auto"``: the whole
+            image where that fits into ``max_memory_mib``, or else the crops of least computed area
+            that do. ``None``: the whole image at once.
+        overlap: Pixels that neighbouring crops share, at least.
+        halo: Instead of averaging, throw away this border of each crop, in pixels, rounded up to
+            the output stride. ``"exact"``: as much as the network sees, so that the result is that
+            of the whole image at once.
+        blend: Weights of a crop's pixels in the average.
+        max_memory_mib: What ``"auto"`` may use, beyond the loaded model.
+    """
+
+    tile: Tile = "auto"
+    overlap: int = DEFAULT_OVERLAP
+    halo: Halo = None
+    blend: Blend = "mean"
+    max_memory_mib: int = DEFAULT_MAX_MEMORY_MIB
+
+    def __post_init__(self) -> None:
+        if self.blend not in BLENDS:
+            raise UsageError(f"There is no blend {self.blend!r}.", f"Blends: {', '.join(BLENDS)}.")
+        if self.max_memory_mib < 1:
+            raise UsageError(f"{self.max_memory_mib} MiB of memory are none.")
+        if isinstance(self.halo, str) and self.halo != "exact":
+            raise UsageError(f"A halo is a number of pixels, or exact, not {self.halo!r}.")
+
+
+class RowSource(Protocol):
+    """An image that is read from the top down, some rows at a time."""
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        ...
+
+    def rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The next rows, RGB uint8 (stop - start, W, 3)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,10 +83,12 @@ class Prediction:
     Attributes:
         labels: uint8 (H, W) class ids.
         confidence: uint8 (H, W), the softmax probability of the label from 0 to 255; or ``None``.
+        probabilities: uint8 (C, H, W), of every class from 0 to 255; or ``None``.
     """
 
     labels: NDArray[np.uint8]
     confidence: NDArray[np.uint8] | None = None
+    probabilities: NDArray[np.uint8] | None = None
 
 
 class Segmenter:
@@ -56,101 +107,182 @@ class Segmenter:
         return self.backend.spec
 
     def segment(
-        self, image: NDArray[np.uint8], *, tile: Tile = "auto", overlap: int = DEFAULT_OVERLAP
-    ) -> NDArray[np.uint8]:
-        """Class of every pixel.
-
-        Args:
-            image: RGB uint8 (H, W, 3), any size from 1x1.
-            tile: Height and width of the crops, multiples of the output stride; ``"auto"`` takes
-                the whole image where that is reasonable; ``None`` always does.
-            overlap: Pixels that neighbouring crops share, at least.
-
-        Returns:
-            uint8 (H, W); the caller owns it.
-
-        Raises:
-            UsageError: Not such an image, or tile and overlap do not go together.
-            CheckFailedError: The network returned values that are not finite.
-        """
-        return self.predict(image, tile=tile, overlap=overlap).labels
-
-    def predict(
         self,
         image: NDArray[np.uint8],
         *,
         tile: Tile = "auto",
         overlap: int = DEFAULT_OVERLAP,
-        confidence: bool = False,
-    ) -> Prediction:
-        """As :meth:`segment`, with the confidence where wanted.
+        halo: Halo = None,
+        blend: Blend = "mean",
+        max_memory_mib: int = DEFAULT_MAX_MEMORY_MIB,
+    ) -> NDArray[np.uint8]:
+        """Class of every pixel.
+
+        Args:
+            image: RGB uint8 (H, W, 3), any size from 1x1.
+            tile: As in :class:`Tiling`.
+            overlap: The same.
+            halo: The same.
+            blend: The same.
+            max_memory_mib: The same.
+
+        Returns:
+            uint8 (H, W); the caller owns it.
 
         Raises:
-            UsageError: Not such an image, or tile and overlap do not go together.
+            UsageError: Not such an image, or tile, overlap and halo do not go together.
+            CheckFailedError: The network returned values that are not finite.
+        """
+        return self.predict(image, Tiling(tile, overlap, halo, blend, max_memory_mib)).labels
+
+    def predict(
+        self,
+        image: NDArray[np.uint8],
+        tiling: Tiling = Tiling(),
+        *,
+        confidence: bool = False,
+        probabilities: bool = False,
+    ) -> Prediction:
+        """As :meth:`segment`, with confidence and the probability of every class where wanted.
+
+        Raises:
+            UsageError: Not such an image, or tile, overlap and halo do not go together.
             CheckFailedError: The network returned values that are not finite.
         """
         _check_image(image)
-        grid = self.plan((image.shape[0], image.shape[1]), tile=tile, overlap=overlap)
-        height, width = grid.image_hw
-        if len(grid) == 1 and not confidence:
-            labels = self.backend.labels(next(cut_crops(image, grid))[None])[0]
-            return Prediction(np.ascontiguousarray(labels[:height, :width]))
-        labels = np.empty((height, width), np.uint8)
-        certain = np.empty((height, width), np.uint8) if confidence else None
-        for top, band in self.logit_bands(image, grid):
-            rows = slice(top, top + band.shape[1])
-            labels[rows] = band.argmax(0)
-            if certain is not None:
-                certain[rows] = _softmax_maximum(band)
-        return Prediction(labels, certain)
+        grid = self.plan((image.shape[0], image.shape[1]), tiling)
+        wanted = Wanted(confidence, probabilities)
+        whole = wanted.empty(grid.image_hw, self.spec.num_classes)
+        for band in self.bands(image, grid, blend=tiling.blend, wanted=wanted):
+            rows = slice(band.top, band.top + band.rows)
+            for part, target in zip(band.fields.arrays(), whole.arrays(), strict=True):
+                target[..., rows, :] = part
+        return Prediction(whole.labels, whole.confidence, whole.probabilities)
+
+    def bands(
+        self,
+        source: NDArray[np.uint8] | RowSource,
+        grid: CropGrid,
+        *,
+        blend: Blend = "mean",
+        wanted: Wanted = Wanted(),
+    ) -> Generator[Band, None, None]:
+        """Segment an image that need not be whole in memory.
+
+        Reading, inference and what the caller does with the bands overlap, each in a thread of its
+        own. Memory is in proportion to the width of the image and the height of a crop.
+
+        Args:
+            source: RGB uint8 (H, W, 3); or what such rows can be read from, from the top down,
+                which is done in a thread of its own.
+            grid: What :meth:`plan` returned for its size.
+            blend: As in :class:`Tiling`.
+            wanted: What to compute beside labels.
+
+        Yields:
+            Bands of all columns, from the top without gaps.
+
+        Raises:
+            CheckFailedError: The network returned values that are not finite.
+        """
+        if isinstance(source, np.ndarray):
+            crops = cut_crops(source, grid)
+        else:
+            read = source.rows
+            crops = cut_crops(ahead(read(start, stop) for start, stop in row_blocks(grid)), grid)
+        if len(grid) == 1 and not wanted and self._decides_itself():
+            yield from self._decided(crops, grid)
+        else:
+            yield from self._decide(crops, grid, blend, wanted)
 
     def plan(
         self,
         image_hw: tuple[int, int],
-        *,
-        tile: Tile = "auto",
-        overlap: int = DEFAULT_OVERLAP,
+        tiling: Tiling = Tiling(),
     ) -> CropGrid:
         """The crops that an image of that height and width will be segmented by.
 
         Raises:
-            UsageError: An empty image, or tile and overlap do not go together.
+            UsageError: An empty image, or tile, overlap, halo and memory do not go together.
+            ModelError: An exact halo is wanted of a model of which it is not known.
         """
-        limits = self.backend.limits
+        limits, step = self.backend.limits, self.spec.output_stride
+        halo, overlap, tile = self._halo(tiling.halo), tiling.overlap, tiling.tile
         if tile == "auto":
-            tile, most = None, limits.max_hw
-            if most is not None and (image_hw[0] > most[0] or image_hw[1] > most[1]):
-                tile = limits.opt_hw or most
-            elif most is None and _padded_pixels(image_hw, limits.step) > AUTO_WHOLE_PIXELS:
-                tile = AUTO_TILE
+            most = limits.max_hw
+            if most is None:
+                return choose_grid(
+                    image_hw,
+                    self.backend.footprint,
+                    max_memory_mib=tiling.max_memory_mib,
+                    overlap=overlap,
+                    halo=halo,
+                    step=step,
+                    min_hw=limits.min_hw,
+                )
+            fits = image_hw[0] <= most[0] and image_hw[1] <= most[1]
+            tile = None if fits else limits.opt_hw or most
             if tile is not None:
                 overlap = min(overlap, min(tile) // 2)
-        return plan_crops(
-            image_hw, tile, overlap, step=self.spec.output_stride, min_hw=limits.min_hw
-        )
+        return plan_crops(image_hw, tile, overlap, step=step, min_hw=limits.min_hw, halo=halo)
+
+    def _halo(self, halo: Halo) -> int | None:
+        if halo != "exact":
+            return halo
+        if self.backend.halo is None:
+            raise ModelError(
+                "How far this network sees is not known, so that there is no exact halo.",
+                "Name the --halo in pixels, or use the ONNX file.",
+            )
+        return self.backend.halo
 
     def logit_bands(
-        self, image: NDArray[np.uint8], grid: CropGrid
+        self, image: NDArray[np.uint8], grid: CropGrid, *, blend: Blend = "mean"
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Averaged logits of an image, band by band from the top, in bounded memory.
+        """Averaged logits of an image, band by band from the top, merged pixel by pixel.
 
         Yields:
             First row of the band, and float32 (C, rows, W) of the image without its padding.
         """
         height, width = grid.image_hw
-        top = 0
-        for band in merge_logits(grid, self._crop_logits(image, grid)):
-            rows = min(band.shape[1], height - top)
-            if rows > 0:
-                yield top, band[:, :rows, :width]
-            top += band.shape[1]
+        row: list[FloatArray] = []
+        for top, left, block in merge_logits(
+            grid, self._logits(cut_crops(image, grid), grid), blend=blend
+        ):
+            row.append(block)
+            if left + block.shape[2] == grid.padded_hw[1]:
+                if top < height:
+                    yield top, np.concatenate(row, 2)[:, : height - top, :width]
+                row = []
 
-    def _crop_logits(
-        self, image: NDArray[np.uint8], grid: CropGrid
+    def _decide(
+        self, crops: Iterator[NDArray[np.uint8]], grid: CropGrid, blend: Blend, wanted: Wanted
+    ) -> Iterator[Band]:
+        upsampling = self.backend.upsampling
+        if upsampling is None:
+            blocks = merge_logits(grid, self._logits(crops, grid), blend=blend)
+            return decide_logits(grid, blocks, wanted)
+        if len(grid) == 1:
+            scores: Iterable[FloatArray] = (self.backend.scores(c[None])[0] for c in crops)
+        else:
+            scores = ahead(self.backend.stream_scores(crops), depth=2)
+        bands = merge_scores(grid, scores, upsampling, wanted=wanted, blend=blend)
+        return bands if len(grid) == 1 else _on_one_core(bands)
+
+    def _decided(self, crops: Iterator[NDArray[np.uint8]], grid: CropGrid) -> Iterator[Band]:
+        height, width = grid.image_hw
+        for crop in crops:
+            labels = self.backend.labels(crop[None])[0]
+            yield Band(0, Fields(np.ascontiguousarray(labels[:height, :width])))
+
+    def _decides_itself(self) -> bool:
+        return self.backend.labels_on_device or self.backend.upsampling is None
+
+    def _logits(
+        self, crops: Iterator[NDArray[np.uint8]], grid: CropGrid
     ) -> Iterator[NDArray[np.float32]]:
         # One crop a call on CPUs, where a batch only costs memory; engines get what they are for.
         batch = min(self.backend.limits.max_batch or 1, len(grid))
-        crops = cut_crops(image, grid)
         while chunk := list(islice(crops, batch)):
             yield from self.backend.logits(np.stack(chunk))
 
@@ -211,10 +343,18 @@ def locate(model: str | Path | None, backend: str = "auto") -> Path:
     return path
 
 
-def _padded_pixels(image_hw: tuple[int, int], step: int) -> int:
-    # Not the image's own: a row of a million pixels becomes a crop of 32 million.
-    height, width = (-(-size // step) * step for size in image_hw)
-    return height * width
+def _on_one_core(bands: Iterator[Band]) -> Iterator[Band]:
+    """Keep matrix products to this thread: the other cores are busy with crops.
+
+    Threads of a BLAS that wait for each other on busy cores took twice as long.
+    """
+    blas = ThreadpoolController().select(user_api="blas")
+    while True:
+        with blas.limit(limits=1):
+            band = next(bands, None)
+        if band is None:
+            return
+        yield band
 
 
 def _check_image(image: NDArray[np.uint8]) -> None:
@@ -223,11 +363,3 @@ def _check_image(image: NDArray[np.uint8]) -> None:
             f"An image is RGB uint8 (H, W, 3), not {image.dtype} {image.shape}.",
             "Read it with Pillow: numpy.asarray(Image.open(path).convert('RGB'))",
         )
-
-
-def _softmax_maximum(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Probability of the most likely class of (C, rows, W), from 0 to 255."""
-    # Relative to the maximum the largest exponential is exp(0) = 1, so nothing overflows.
-    total = np.exp(logits - logits.max(0)).sum(0)
-    scaled: NDArray[np.uint8] = np.rint(255 / total).astype(np.uint8)
-    return scaled

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pytest
@@ -15,16 +14,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fcn_deploy.backends import Backend, ShapeLimits
+from fakes import WithoutScores
+from fcn_deploy.backends import ShapeLimits
 from fcn_deploy.batch import Item, ItemReport, list_items, segment_items
 from fcn_deploy.errors import DataError, EnvironmentFault, UsageError
-from fcn_deploy.segment import Segmenter
+from fcn_deploy.segment import Segmenter, Tiling
 from fcn_deploy.spec import ModelSpec, voc_palette
 
 Labels = NDArray[np.uint8]
 
 
-class BrightnessBackend:
+class BrightnessBackend(WithoutScores):
     """Four classes of brightness: a pixel in the wrong place gets the wrong class."""
 
     spec = ModelSpec(("black", "dark", "light", "white"), voc_palette(4))
@@ -43,23 +43,6 @@ class BrightnessBackend:
     def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         labels: NDArray[np.uint8] = self.logits(crops).argmax(1).astype(np.uint8)
         return labels
-
-    def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raise AssertionError(f"nothing in batch looks at scores of {crops.shape}")
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> Backend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
 
 
 MODEL = Segmenter(BrightnessBackend())
@@ -301,8 +284,8 @@ def test_crops_do_not_show_in_masks(here: Path, overlap: int) -> None:
     photo(here / "in" / "a.png", labels)
     save = ("mask", "confidence")
     items = list_items(["in"])
-    segment_items(MODEL, items, Path("tiled"), save=save, tile=(96, 128), overlap=overlap)
-    segment_items(MODEL, items, Path("whole"), save=save, tile=None)
+    segment_items(MODEL, items, Path("tiled"), save=save, tiling=Tiling((96, 128), overlap))
+    segment_items(MODEL, items, Path("whole"), save=save, tiling=Tiling(None))
     np.testing.assert_array_equal(mask(here / "tiled/mask/a.png"), labels)
     for name in ("mask/a.png", "confidence/a.png"):
         assert (here / "tiled" / name).read_bytes() == (here / "whole" / name).read_bytes()
@@ -331,7 +314,7 @@ def test_an_unknown_output_is_refused_before_anything_is_written(here: Path) -> 
 def test_a_tile_that_does_not_fit_the_model_is_refused(here: Path) -> None:
     photo(here / "in" / "a.png", some_labels(0))
     with pytest.raises(UsageError, match="multiple of the output stride"):
-        segment_items(MODEL, list_items(["in"]), Path("out"), tile=(100, 100))
+        segment_items(MODEL, list_items(["in"]), Path("out"), tiling=Tiling((100, 100)))
 
 
 def test_an_output_folder_that_is_a_file_is_an_environment_fault(here: Path) -> None:

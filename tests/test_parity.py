@@ -10,13 +10,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from fakes import WithoutScores
 from fcn_deploy.backends import ShapeLimits
 from fcn_deploy.errors import CheckFailedError
 from fcn_deploy.parity import Tolerance, compare, crops_of_images, generated_crops
 from fcn_deploy.spec import ModelSpec, voc_palette
 
 
-class Table:
+class Table(WithoutScores):
     """Returns logits that were written down; fakes the Backend seam."""
 
     provider, limits = "numpy", ShapeLimits()
@@ -31,18 +32,6 @@ class Table:
 
     def labels(self, _crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.asarray(self._logits.argmax(1), np.uint8)
-
-    def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> Table:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
 
 
 CROP = [np.zeros((1, 32, 32, 3), np.uint8)]

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fcn_deploy
+from fakes import WithoutScores
 from fcn_deploy.backends import ShapeLimits, open_backend
 from fcn_deploy.errors import CheckFailedError, ModelError, ShapeError, UsageError
-from fcn_deploy.segment import Segmenter
+from fcn_deploy.segment import Segmenter, Tiling
 from fcn_deploy.spec import ModelSpec, voc_palette
 
 
-class Pointwise:
+class Pointwise(WithoutScores):
     """A network that looks at single pixels: whatever the crops, the answer must be the same.
 
     Fakes the Backend seam. Pixels outside the image would show, as would a misplaced crop.
@@ -41,18 +42,6 @@ class Pointwise:
     def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.asarray(self.logits(crops).argmax(1), np.uint8)
 
-    def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> Pointwise:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
 
 def photo(seed: int, height: int, width: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -68,7 +57,7 @@ def test_pointwise_model_gives_the_whole_image_answer(
     wanted = Pointwise().labels(np.pad(image, ((0, -height % 32), (0, -width % 32), (0, 0)))[None])
     tile = 32 * cells
     overlap = data.draw(st.integers(0, tile - 32))
-    got = model.predict(image, tile=(tile, tile), overlap=overlap, confidence=True)
+    got = model.predict(image, Tiling((tile, tile), overlap), confidence=True)
     np.testing.assert_array_equal(got.labels, wanted[0, :height, :width])
     assert got.confidence is not None
     assert got.confidence.shape == (height, width)
@@ -102,8 +91,9 @@ def test_auto_takes_whole_images_until_they_are_large() -> None:
     model = Segmenter(Pointwise())
     assert len(model.plan((2000, 2000))) == 1
     grid = model.plan((3000, 2000))
-    assert grid.crop_hw == (1024, 1024)
     assert len(grid) > 1
+    assert model.backend.footprint.of(grid) <= 512 * 2**20
+    assert len(model.plan((3000, 2000), Tiling(max_memory_mib=700))) == 1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +121,7 @@ def test_onnx_runtime_equals_eager_tile_for_tile(
     image = photo(2, height, width)
     with fcn_deploy.load(toy_onnx) as exported, fcn_deploy.load(toy_checkpoint) as eager:
         for tile, overlap in ((None, 0), ((64, 96), 32), ((64, 64), 0)):
-            grid = eager.plan((height, width), tile=tile, overlap=overlap)
+            grid = eager.plan((height, width), Tiling(tile, overlap))
             pairs = zip(
                 eager.logit_bands(image, grid), exported.logit_bands(image, grid), strict=True
             )
@@ -146,7 +136,7 @@ def test_onnx_runtime_equals_eager_tile_for_tile(
 def test_tiled_prediction_is_the_average_of_the_networks_own_logits(toy_onnx: Path) -> None:
     image = photo(3, 100, 150)
     with fcn_deploy.load(toy_onnx) as model:
-        grid = model.plan((100, 150), tile=(64, 64), overlap=32)
+        grid = model.plan((100, 150), Tiling((64, 64), 32))
         padded = np.pad(image, ((0, 28), (0, 10), (0, 0)), mode="symmetric")
         total = np.zeros((3, 128, 160))
         count = np.zeros((128, 160))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fcn_deploy.errors import UsageError
-from fcn_deploy.tiling import CropGrid, cut_crops, merge_logits, plan_crops
+from fcn_deploy.tiling import CropGrid, cut_crops, plan_crops
 
 STEP = 32
 TILE = st.integers(1, 5).map(lambda n: n * STEP)
@@ -67,55 +67,6 @@ def test_no_tile_means_one_crop(grid: CropGrid) -> None:
     whole = plan_crops(grid.image_hw, None, step=STEP)
     assert whole.corners == [(0, 0)]
     assert whole.crop_hw == whole.padded_hw == grid.padded_hw
-
-
-def position_coded(crop: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
-    """Logits that depend on pixels, their neighbours and their place in the crop.
-
-    A pointwise model could not tell a wrongly placed crop, a constant one not a wrong weight.
-    """
-    height, width = crop.shape[:2]
-    rows, columns = np.mgrid[:height, :width]
-    gray = crop.astype(np.float32).mean(2)
-    context = gray + np.roll(gray, 3, 0) - np.roll(gray, 5, 1)
-    channels = [
-        np.sin(context * (c + 1) / 40 + rows / (7 + c) - columns / 11) for c in range(classes)
-    ]
-    return np.stack(channels).astype(np.float32)
-
-
-def brute_force(grid: CropGrid, crops: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    total = np.zeros((crops[0].shape[0], *grid.padded_hw), np.float64)
-    height, width = grid.crop_hw
-    for (top, left), crop in zip(grid.corners, crops, strict=True):
-        total[:, top : top + height, left : left + width] += crop
-    return total / coverage(grid)
-
-
-@given(plans(), st.integers(1, 4), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
-def test_merged_logits_are_the_average_of_all_crops(
-    grid: CropGrid, classes: int, seed: int
-) -> None:
-    image = np.random.default_rng(seed).integers(0, 256, (*grid.image_hw, 3), np.uint8)
-    logits = [position_coded(crop, classes) for crop in cut_crops(image, grid)]
-    wanted = brute_force(grid, logits)
-    bands = list(merge_logits(grid, iter(logits)))
-    merged = np.concatenate(bands, axis=1)
-    assert merged.shape == wanted.shape
-    np.testing.assert_allclose(merged, wanted, atol=1e-5)
-    ordered = np.sort(wanted, axis=0)
-    clear = ordered[-1] - ordered[-2] > 1e-4 if classes > 1 else np.ones(grid.padded_hw, bool)
-    assert (merged.argmax(0) == wanted.argmax(0))[clear].all()
-
-
-@given(plans(largest=700))
-@settings(max_examples=50)
-def test_merging_holds_no_more_than_a_crops_height(grid: CropGrid) -> None:
-    crops = (np.ones((2, *grid.crop_hw), np.float32) for _ in range(len(grid)))
-    for band in merge_logits(grid, crops):
-        assert band.shape[1] <= grid.crop_hw[0]
-        assert (band == 1).all()
 
 
 @given(plans(largest=300), st.integers(0, 2**32 - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_deploy.artifacts import SUFFIX_BACKEND
+from fcn_deploy.auto_tile import Footprint
 from fcn_deploy.errors import CheckFailedError, ModelError, ShapeError, UsageError
 from fcn_deploy.spec import ModelSpec
+from fcn_deploy.upsample import Upsampling
 
 NAMES = ("eager", "ort", "trt")
 SUFFIXES = {name: suffix for suffix, name in SUFFIX_BACKEND.items()}
@@ -60,7 +63,7 @@ class ShapeLimits:
 
 
 class Backend(Protocol):
-    """One loaded model on one device; used by one thread at a time.
+    """One loaded model on one device; used by one thread at a time, not always the same.
 
     Crops are RGB uint8 (N, H, W, 3). Results belong to the caller: the next call does not overwrite
     them. Every call may raise :class:`~fcn_deploy.errors.ShapeError` for crops outside of
@@ -93,6 +96,29 @@ class Backend(Protocol):
         """Crops that the model takes."""
         ...
 
+    @property
+    def footprint(self) -> Footprint:
+        """Memory that crops need while they are computed."""
+        ...
+
+    @property
+    def upsampling(self) -> Upsampling | None:
+        """The last transposed convolution; ``None`` where its weights are not at hand.
+
+        With it, crops are merged as scores, and without it as logits.
+        """
+        ...
+
+    @property
+    def labels_on_device(self) -> bool:
+        """Whether :meth:`labels` is the fastest way for a single crop: true of GPUs."""
+        ...
+
+    @property
+    def halo(self) -> int | None:
+        """Pixels of a crop's border that what lies beyond it would change; ``None``: not known."""
+        ...
+
     def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Most likely class per pixel: uint8 (N, H, W)."""
         ...
@@ -103,6 +129,13 @@ class Backend(Protocol):
 
     def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""
+        ...
+
+    def stream_scores(self, crops: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order; all crops of one shape.
+
+        As many crops are computed at once as the device likes.
+        """
         ...
 
     def close(self) -> None:

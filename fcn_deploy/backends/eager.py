@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_deploy.auto_tile import Footprint
 from fcn_deploy.backends import ShapeLimits, check_finite
 from fcn_deploy.errors import DeviceError, MissingExtraError
+from fcn_deploy.receptive import halo_for
 from fcn_deploy.spec import ModelSpec
+from fcn_deploy.upsample import Upsampling, window_matrix
 
 try:
     import torch
@@ -19,6 +23,7 @@ except ImportError as error:
 
 from fcn_deploy.training.checkpoint import load_network
 from fcn_deploy.training.network import FCN, Deployed
+from fcn_deploy.training.reach import reach_of_network
 
 
 def pick_device(name: str) -> torch.device:
@@ -40,10 +45,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+BYTES_PER_PIXEL = 400.0
+"""Measured: ResNet-18 and ResNet-50 in float32 on a CPU, benchmarks/memory.py."""
+
+
 class EagerBackend:
     """A network in PyTorch, in the precision of its weights; see the Backend protocol."""
 
     name = "eager"
+    labels_on_device = True  # the reference decides by its own layers
+    footprint = Footprint(bytes_per_pixel=BYTES_PER_PIXEL)
 
     def __init__(self, network: FCN, spec: ModelSpec, device: torch.device) -> None:
         self.spec = spec
@@ -52,6 +63,22 @@ class EagerBackend:
         self.limits = ShapeLimits(step=spec.output_stride)
         self._device = device
         self._model = Deployed(network, spec).to(device)
+
+    @property
+    def upsampling(self) -> Upsampling:
+        """The last transposed convolution, as its weights are now: they may be in training."""
+        layer = self._model.network.upsample
+        kernel = layer.weight.detach().float().cpu().numpy()
+        bias = np.zeros(kernel.shape[1], np.float32)
+        if layer.bias is not None:
+            bias = layer.bias.detach().float().cpu().numpy()
+        return Upsampling(window_matrix(kernel, bias), self.spec.num_classes)
+
+    @property
+    def halo(self) -> int:
+        """Pixels of a crop's border that what lies beyond it would change."""
+        reach = reach_of_network(self._model.network, self.spec)
+        return halo_for(reach, self.spec.score_stride, self.limits.step)
 
     def _run(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self.limits.check(crops.shape)
@@ -84,6 +111,11 @@ class EagerBackend:
     def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""
         return np.asarray(self._run(crops)[2].cpu().numpy(), np.float32)
+
+    def stream_scores(self, crops: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order."""
+        for crop in crops:
+            yield self.scores(crop[None])[0]
 
     def close(self) -> None:
         """Nothing to do: the tensors go with the object."""

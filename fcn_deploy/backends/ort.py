@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,9 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_deploy.auto_tile import Footprint
 from fcn_deploy.backends import ShapeLimits, check_finite
 from fcn_deploy.errors import DeviceError, MissingExtraError, ModelError
 from fcn_deploy.onnx_file import OnnxModel, keep_outputs, read_onnx
+from fcn_deploy.onnx_footprint import bytes_per_pixel
+from fcn_deploy.onnx_upsampling import upsampling_of
+from fcn_deploy.receptive import halo_for, reach_of_scores
 from fcn_deploy.spec import INPUT
 
 try:
@@ -41,22 +50,57 @@ class OrtBackend:
         self.spec = model.spec
         self.precision = model.precision
         self.limits = ShapeLimits(step=model.spec.output_stride)
+        self.provider = provider
+        self.labels_on_device = provider != PROVIDERS["cpu"]
+        self.upsampling = None
+        if "scores" in model.outputs:
+            self.upsampling = upsampling_of(model.proto, model.spec.num_classes)
         self._model = model
         self._path = path
-        self._sessions: dict[tuple[str, ...], Any] = {}
-        self.provider = provider
-        self._session(self._with_scores(model.outputs[0]))  # fail now, not at the first image
+        self._sessions: dict[tuple[tuple[str, ...], bool], Any] = {}
+        # Fail now, not at the first image; with the session that whole images need first.
+        first = "scores" if self.upsampling and not self.labels_on_device else model.outputs[0]
+        self._session(self._with_scores(first))
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """Memory that crops need while they are computed."""
+        # CPUs have no FP16 kernels here: ONNX Runtime computes those graphs in float32.
+        widened = 2 if self.precision == "fp16" and not self.labels_on_device else 1
+        return Footprint(widened * bytes_per_pixel(self._model.proto), self._workers)
+
+    @cached_property
+    def halo(self) -> int | None:
+        """Pixels of a crop's border that what lies beyond it would change."""
+        if "scores" not in self._model.outputs:
+            return None
+        stride = self.spec.score_stride
+        return halo_for(reach_of_scores(self._model.proto, stride), stride, self.limits.step)
+
+    @property
+    def _workers(self) -> int:
+        """Crops at the same time: on CPUs a core for each is faster than all cores for one."""
+        return 1 if self.labels_on_device else _cores()
 
     def _with_scores(self, output: str) -> tuple[str, ...]:
         # Scores are 1/64 of the logits or less, and NaN in either shows in them.
         has_scores = "scores" in self._model.outputs
         return (output, "scores") if has_scores and output != "scores" else (output,)
 
-    def _session(self, outputs: tuple[str, ...]) -> Any:
-        if outputs in self._sessions:
-            return self._sessions[outputs]
+    def _session(self, outputs: tuple[str, ...], *, one_core: bool = False) -> Any:
+        key = (outputs, one_core)
+        if key in self._sessions:
+            return self._sessions[key]
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
+        if one_core:
+            options.intra_op_num_threads = 1
+            if not any(other for _, other in self._sessions):
+                # Its 75 MB (of a ResNet-18) serve the new one, which may be all that is needed.
+                self._sessions.pop((outputs, False), None)
+        elif not self.labels_on_device:
+            # Whole images differ in size; an arena would keep the largest, twice over.
+            options.enable_cpu_mem_arena = False
         content = keep_outputs(self._model.proto, outputs).SerializeToString()
         try:
             session = ort.InferenceSession(content, options, providers=[self.provider])
@@ -69,7 +113,7 @@ class OrtBackend:
                 f"{self._path.name} loaded on {active}, not on {self.provider}.",
                 'Pass --provider cpu, or install a driver and "fcn-deploy[gpu]".',
             )
-        self._sessions[outputs] = session
+        self._sessions[key] = session
         return session
 
     def _run(self, output: str, crops: NDArray[np.uint8]) -> Any:
@@ -80,7 +124,9 @@ class OrtBackend:
                 "Export it again: fcn-deploy export --outputs labels,logits,scores",
             )
         wanted = self._with_scores(output)
-        session = self._session(wanted)
+        return self._run_session(self._session(wanted), wanted, crops)
+
+    def _run_session(self, session: Any, wanted: tuple[str, ...], crops: NDArray[np.uint8]) -> Any:
         try:
             results = session.run(list(wanted), {INPUT: np.ascontiguousarray(crops)})
         except Exception as error:  # as above
@@ -107,6 +153,30 @@ class OrtBackend:
         """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""
         return np.asarray(self._run("scores", crops), np.float32)
 
+    def stream_scores(self, crops: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order, one core for each."""
+        workers = self._workers
+        if workers == 1:
+            for crop in crops:
+                yield self.scores(crop[None])[0]
+            return
+        session = self._session(("scores",), one_core=True)
+        waiting: deque[Future[Any]] = deque()
+        with ThreadPoolExecutor(workers, "fcn-deploy-crop") as pool:
+            try:
+                for crop in crops:
+                    self.limits.check((1, *crop.shape))
+                    # A copy, unless it is whole rows: the band that it lies in may be let go.
+                    ready = np.ascontiguousarray(crop)[None]
+                    waiting.append(pool.submit(self._run_session, session, ("scores",), ready))
+                    if len(waiting) > workers:
+                        yield waiting.popleft().result()[0]
+                while waiting:
+                    yield waiting.popleft().result()[0]
+            finally:
+                for future in waiting:
+                    future.cancel()
+
     def close(self) -> None:
         """Drop the sessions."""
         self._sessions.clear()
@@ -121,6 +191,13 @@ class OrtBackend:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def open_ort(path: Path, provider: str = "auto") -> OrtBackend:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_deploy.auto_tile import Footprint
 from fcn_deploy.backends import ShapeLimits, check_finite
 from fcn_deploy.backends.tensorrt_flavour import (
     Flavour,
@@ -80,6 +83,9 @@ class TrtBackend:
     """An engine on one GPU; see the Backend protocol."""
 
     name = "trt"
+    upsampling = None  # a plan does not give its weights back
+    labels_on_device = True
+    footprint = Footprint(bytes_per_pixel=0)  # taken when the engine was loaded
 
     def __init__(self, path: Path, passport: Passport, flavour: Flavour, api: Any) -> None:
         self.spec = passport.spec
@@ -87,6 +93,7 @@ class TrtBackend:
         low, best, high = passport.profile.min, passport.profile.opt, passport.profile.max
         self.limits = ShapeLimits(high[0], low[1:], best[1:], high[1:], passport.spec.output_stride)
         self.provider = f"{flavour.name} {flavour.version}"
+        self.halo = passport.halo
         self._path = path
         self._flavour = flavour
         self._cuda = _Cuda(api)
@@ -151,6 +158,14 @@ class TrtBackend:
     def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""
         return self._run("scores", crops)
+
+    def stream_scores(self, crops: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order, in batches of one shape."""
+        rest, size = iter(crops), self.limits.max_batch or 1
+        while chunk := list(islice(rest, size)):
+            # Another shape would make the engine choose other kernels.
+            filled = chunk + chunk[-1:] * (size - len(chunk))
+            yield from self.scores(np.stack(filled))[: len(chunk)]
 
     def close(self) -> None:
         """Give the GPU's memory back."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -17,15 +17,37 @@ from fcn_deploy.errors import DataError, UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from fcn_deploy.segment import Tile
+    from fcn_deploy.segment import Tile, Tiling
 
+
+Name = TypeVar("Name", bound=str)
 
 BackendOption = Annotated[str, typer.Option(help="auto, eager, ort or trt.")]
 ProviderOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 TileOption = Annotated[
-    str, typer.Option(metavar="HxW", help="Crop size; auto, or whole for no tiling.")
+    str,
+    typer.Option(
+        metavar="HxW",
+        help="Crop size; whole for no tiling; auto for the whole image, or else the crops of least "
+        "computed area, within --max-memory.",
+    ),
 ]
 OverlapOption = Annotated[int, typer.Option(help="Pixels that neighbouring crops share.")]
+HaloOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS|exact",
+        help="Throw this border of each crop away instead of averaging; exact is as wide as the "
+        "network sees: the result of the whole image at once.",
+        show_default=False,
+    ),
+]
+BlendOption = Annotated[
+    str, typer.Option(help="Weights in the average of crops: mean, gaussian or hann.")
+]
+MemoryOption = Annotated[
+    int, typer.Option("--max-memory", metavar="MIB", help="What --tile auto may use.")
+]
 
 
 def note(text: str) -> None:
@@ -58,6 +80,28 @@ def parse_tile(text: str) -> Tile:
     return None if text == "whole" else parse_hw(text, "--tile")
 
 
+def parse_tiling(tile: str, overlap: int, halo: str | None, blend: str, memory: int) -> Tiling:
+    """The options of tiling, put together.
+
+    Raises:
+        UsageError: One of them cannot be.
+    """
+    from fcn_deploy.merging import BLENDS
+    from fcn_deploy.segment import Tiling
+
+    weights = one_of(blend, BLENDS, "--blend")
+    border: int | Literal["exact"] | None = None
+    if halo is not None and halo != "exact":
+        if not halo.isdecimal():
+            raise UsageError(f"--halo takes a number of pixels, or exact, not {halo!r}.")
+        border = int(halo)
+    elif halo == "exact":
+        border = "exact"
+    if border is not None and blend != "mean":
+        raise UsageError("--blend weighs crops in an average, of which --halo makes none.")
+    return Tiling(parse_tile(tile), overlap, border, weights, memory)
+
+
 def named(text: str, known: Iterable[str], option: str) -> tuple[str, ...]:
     """The names in ``a,b``, each once.
 
@@ -71,6 +115,18 @@ def named(text: str, known: Iterable[str], option: str) -> tuple[str, ...]:
             f"For example: {option} {','.join(known)}",
         )
     return names
+
+
+def one_of(text: str, known: Iterable[Name], option: str) -> Name:
+    """The one of ``known`` that ``text`` names.
+
+    Raises:
+        UsageError: None of them.
+    """
+    for name in known:
+        if name == text:
+            return name
+    raise UsageError(f"{option} takes one of {', '.join(known)}, not {text!r}.")
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:

@@ -9,11 +9,14 @@ import typer
 
 from fcn_deploy.cli.console import (
     BackendOption,
+    BlendOption,
+    HaloOption,
+    MemoryOption,
     OverlapOption,
     ProviderOption,
     TileOption,
     note,
-    parse_tile,
+    parse_tiling,
     progress,
     recorded_data,
     relative,
@@ -46,6 +49,9 @@ def evaluate(
     provider: ProviderOption = "auto",
     tile: TileOption = "auto",
     overlap: OverlapOption = 64,
+    halo: HaloOption = None,
+    blend: BlendOption = "mean",
+    max_memory: MemoryOption = 512,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - prints them."),
@@ -69,6 +75,7 @@ def evaluate(
     from fcn_deploy.evaluate import require_same_classes
     from fcn_deploy.segment import load, locate
 
+    tiling = parse_tiling(tile, overlap, halo, blend, max_memory)
     path = locate(model, backend)
     root = data or recorded_data(path)
     if root is None:
@@ -95,8 +102,7 @@ def evaluate(
             segmenter,
             dataset,
             pairs,
-            tile=parse_tile(tile),
-            overlap=overlap,
+            tiling=tiling,
             on_image=on_image,
         )
         spec, device = segmenter.spec, segmenter.backend.provider

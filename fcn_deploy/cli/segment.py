@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fcn_deploy.artifacts import require_writable
 from fcn_deploy.cli.console import (
     BackendOption,
+    BlendOption,
+    HaloOption,
+    MemoryOption,
     OverlapOption,
     ProviderOption,
     TileOption,
     named,
     note,
-    parse_tile,
+    one_of,
+    parse_tiling,
     progress,
     relative,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from fcn_deploy.tiling import CropGrid
 
 FAILED_SHOWN = 10
 
@@ -40,7 +47,19 @@ def segment(
     provider: ProviderOption = "auto",
     tile: TileOption = "auto",
     overlap: OverlapOption = 64,
-    save: Annotated[str, typer.Option(help="Comma-separated: mask, overlay, confidence.")] = "mask",
+    halo: HaloOption = None,
+    blend: BlendOption = "mean",
+    max_memory: MemoryOption = 512,
+    save: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: mask, overlay, confidence, probabilities (one band a class), "
+            "polygons (GeoJSON)."
+        ),
+    ] = "mask",
+    mask_format: Annotated[
+        str, typer.Option(help="png, tiff, or auto: GeoTIFF for GeoTIFF, else png.")
+    ] = "auto",
     max_pixels: Annotated[
         int, typer.Option(help="Refuse larger images, judged from their header.")
     ] = 200_000_000,
@@ -52,15 +71,19 @@ def segment(
     """Segment whole images of any size into masks.
 
     Large images go through the network in overlapping crops; the logits of all crops that cover a
-    pixel are averaged. Masks are palette PNGs of exactly the image's size, as OUT/mask/NAME.png,
-    their values the class ids; overlays and confidence lie beside them. Images that cannot be read
-    are listed and do not stop the others (exit 3).
+    pixel are averaged. Large TIFF and PNG are read, segmented and written by rows, so that memory
+    does not grow with their height. Masks are palette PNGs of exactly the image's size, as
+    OUT/mask/NAME.png, their values the class ids; a GeoTIFF gives a GeoTIFF. Overlays, confidence,
+    probabilities and polygons lie beside them. Images that cannot be read are listed and do not
+    stop the others (exit 3).
     """
-    from fcn_deploy.batch import SAVES, ItemReport, list_items, segment_items
+    from fcn_deploy.batch import Item, ItemReport, list_items, segment_items
+    from fcn_deploy.outputs import KINDS, MASK_FORMATS
     from fcn_deploy.segment import load, locate
 
-    kinds = named(save, SAVES, "--save")
-    size = parse_tile(tile)
+    kinds = named(save, KINDS, "--save")
+    written = one_of(mask_format, MASK_FORMATS, "--mask-format")
+    tiling = parse_tiling(tile, overlap, halo, blend, max_memory)
     items = list_items(source, out)
     require_writable(out)
     path = locate(model, backend)
@@ -68,6 +91,17 @@ def segment(
         running = segmenter.backend
         note(f"{relative(path)} on {running.name} ({running.provider}), {running.precision}")
         task = bar.add_task("segmenting", total=len(items), facts="")
+
+        said: set[tuple[int, int]] = set()
+
+        def on_rows(item: Item, grid: CropGrid, rows: int) -> None:
+            if len(grid) == 1:
+                return
+            if grid.crop_hw not in said:
+                said.add(grid.crop_hw)
+                bar.console.print(f"{item.source.name}: {chosen(grid)}", highlight=False)
+            percent = 100 * rows // grid.image_hw[0]
+            bar.update(task, facts=f"{item.source.name} {percent} %")
 
         def on_item(report: ItemReport) -> None:
             bar.update(task, advance=1, facts=Path(report.source).name)
@@ -77,9 +111,10 @@ def segment(
             items,
             out,
             save=kinds,
-            tile=size,
-            overlap=overlap,
+            tiling=tiling,
+            mask_format=written,
             max_pixels=max_pixels,
+            on_rows=on_rows,
             on_item=on_item,
         )
     failed = [report for report in reports if report.status == "failed"]
@@ -92,6 +127,9 @@ def segment(
             "precision": running.precision,
             "tile": tile,
             "overlap": overlap,
+            "halo": halo,
+            "blend": blend,
+            "max_memory_mib": max_memory,
             "done": len(reports) - len(failed),
             "failed": len(failed),
             "images": [report.as_dict() for report in reports],
@@ -104,3 +142,14 @@ def segment(
     note(f"{len(reports) - len(failed)} of {len(reports)} images segmented into {relative(out)}")
     if failed:
         raise typer.Exit(3)
+
+
+def chosen(grid: CropGrid) -> str:
+    """What a plan is, for people."""
+    image, crop = grid.image_hw, grid.crop_hw
+    border = f"overlap {grid.overlap}" if grid.halo is None else f"halo {grid.halo}"
+    more = grid.computed_pixels / (image[0] * image[1])
+    return (
+        f"{image[0]}x{image[1]} in {len(grid)} crops of {crop[0]}x{crop[1]}, {border}: "
+        f"{more:.2f} times its pixels"
+    )

@@ -157,14 +157,15 @@ class Deployed(nn.Module):
         self.network = network
         mean = torch.tensor(spec.mean, dtype=torch.float64) * 255
         std = torch.tensor(spec.std, dtype=torch.float64) * 255
-        self.register_buffer("mean255", mean.float().view(1, 1, 1, 3))
-        self.register_buffer("inverse_std255", (1 / std).float().view(1, 1, 1, 3))
+        self.register_buffer("mean255", mean.float().view(1, 3, 1, 1))
+        self.register_buffer("inverse_std255", (1 / std).float().view(1, 3, 1, 1))
 
     def normalise(self, image: Tensor) -> Tensor:
         """RGB uint8 (N, H, W, 3) to normalised float32 (N, 3, H, W)."""
         # Cast first: TensorRT takes uint8 at the input only if a cast is what it feeds.
-        x = (image.float() - self.mean255) * self.inverse_std255
-        return x.permute(0, 3, 1, 2)
+        # Planes next: three channels side by side are too short a row for anyone's vector units.
+        x = image.float().permute(0, 3, 1, 2)
+        return (x - self.mean255) * self.inverse_std255
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Labels uint8 (N, H, W), logits float32 (N, C, H, W), scores float32 (N, C, H/s, W/s)."""

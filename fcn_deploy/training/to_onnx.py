@@ -24,6 +24,7 @@ from fcn_deploy.artifacts import sha256, write_atomically
 from fcn_deploy.backends.eager import EagerBackend
 from fcn_deploy.errors import UsageError
 from fcn_deploy.onnx_file import OnnxModel, keep_outputs, to_half
+from fcn_deploy.onnx_upsampling import to_matrix_form
 from fcn_deploy.parity import ParityReport, compare
 from fcn_deploy.spec import INPUT, OUTPUTS, PARITY_KEY, SOURCE_KEY, SPEC_KEY, ModelSpec
 from fcn_deploy.training.checkpoint import load_network
@@ -133,7 +134,7 @@ def _to_proto(network: FCN, spec: ModelSpec, opset: int) -> ModelProto:
     proto = program.model_proto
     _clean(proto)
     _name_axes(proto, spec)
-    return proto
+    return to_matrix_form(proto)
 
 
 def fold_batch_norm(module: nn.Module) -> None:

@@ -22,6 +22,7 @@ from fcn_deploy.training import to_onnx
 from fcn_deploy.training.checkpoint import Checkpoint, load_network, save_checkpoint
 from fcn_deploy.training.network import SCORE_STRIDE, build_network
 from fcn_deploy.training.to_onnx import export_onnx, fold_batch_norm
+from fcn_deploy.upsample import window_matrix
 
 
 def shapes(value: onnx.ValueInfoProto) -> list[str | int]:
@@ -97,8 +98,8 @@ def test_fp16_file_is_fp16_inside_and_agrees(toy_checkpoint: Path, tmp_path: Pat
     model = read_onnx(path)
     assert model.precision == "fp16"
     types = {weight.name: weight.data_type for weight in model.proto.graph.initializer}
-    halves = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT16}
-    assert types.keys() - halves == {"mean255", "inverse_std255"}
+    floats32 = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}
+    assert floats32 == {"mean255", "inverse_std255"}
     floats = [value.type.tensor_type.elem_type for value in model.proto.graph.output]
     assert floats == [onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT]
 
@@ -117,6 +118,10 @@ def test_fp16_twin_equals_pytorchs_half_with_batch_norm_folded_before(
     assert len(compared) > 40
     for name in compared:
         np.testing.assert_array_equal(weights[f"network.{name}"], half[name].numpy())
+    upsampling = window_matrix(
+        half["upsample.weight"].float().numpy(), half["upsample.bias"].float().numpy()
+    )
+    np.testing.assert_array_equal(weights["upsample.matrix"], upsampling)
 
 
 def test_overflowing_weight_is_named(toy_onnx: Path) -> None:
@@ -156,12 +161,12 @@ def test_a_wrong_export_is_caught_and_leaves_nothing(
         proto: onnx.ModelProto = right(*arguments)  # type: ignore[arg-type]
         weights = {weight.name: weight for weight in proto.graph.initializer}
         if fault == "one channel's mean is wrong":
-            scale(weights["mean255"], np.array([1, 1, 1.02]))
+            scale(weights["mean255"], np.array([1, 1, 1.02]).reshape(3, 1, 1))
         elif fault == "one layer is scaled":
             scale(weights["network.body.5.0.conv2.weight"], np.array(1.01))
         else:
-            weight = weights["network.upsample.weight"]
-            values = np.roll(onnx.numpy_helper.to_array(weight), 1, axis=3)
+            weight = weights["upsample.matrix"]
+            values = np.roll(onnx.numpy_helper.to_array(weight), 1, axis=1)
             weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         return proto
 

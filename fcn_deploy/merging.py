@@ -1,0 +1,342 @@
+"""Crops of scores or of logits to decided pixels, band by band: NumPy only, no files, no vendor.
+
+Averaging and transposed convolution are both linear, so that the crops that cover a pixel can be
+averaged *before* the last transposed convolution, at 1/s of the height and width: that is
+:func:`merge_scores`. The image falls into regions between the edges of crops. All pixels of a
+region are covered by the same crops, and so are made of the average of their cells, with one cell
+around (zeros outside of each crop, where the network's own upsampling sees zeros, too). Every pixel
+is upsampled once, and no logits of more than a few rows of cells are ever held.
+
+:func:`merge_logits` is the plain form, for models whose last layer is not such a convolution: it
+holds the strips that neighbouring crops share, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn_deploy.tiling import CropGrid, Span
+from fcn_deploy.upsample import Fields, FloatArray, Upsampling, Wanted, fields_of
+
+Blend = Literal["mean", "gaussian", "hann"]
+BLENDS: tuple[Blend, ...] = get_args(Blend)
+
+Number = TypeVar("Number", bound=np.generic)
+
+_BAND_BYTES = 1 << 22
+"""About as many labels are decided at once."""
+
+
+def blend_window(blend: Blend, size: int) -> FloatArray:
+    """Weight of each pixel along one side of a crop: float32 (size,), positive up to the border.
+
+    ``gaussian`` has a standard deviation of an eighth of the crop, as in MONAI and nnU-Net.
+    ``hann`` is taken at pixel centres: at the usual places its ends are 0, and a pixel that only
+    one crop covers would be 0 / 0.
+    """
+    place = (np.arange(size) + 0.5) / size
+    if blend == "gaussian":
+        return np.exp(-0.5 * ((place - 0.5) * 8) ** 2).astype(np.float32)
+    if blend == "hann":
+        return (np.sin(np.pi * place) ** 2).astype(np.float32)
+    return np.ones(size, np.float32)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Decided rows of an image, the image's padding cut away.
+
+    Attributes:
+        top: First row in the image.
+        fields: Of (rows, W) pixels.
+    """
+
+    top: int
+    fields: Fields
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.fields.labels.shape[0])
+
+
+def merge_scores(
+    grid: CropGrid,
+    scores: Iterable[FloatArray],
+    upsampling: Upsampling,
+    *,
+    wanted: Wanted = Wanted(),
+    blend: Blend = "mean",
+) -> Iterator[Band]:
+    """Merge scores, upsample once, and decide.
+
+    Args:
+        grid: The plan that the crops were cut by.
+        scores: One float32 (C, h / s, w / s) per crop, in the order of the plan.
+        upsampling: The last transposed convolution, of stride s, which divides ``grid.step``.
+        wanted: What to compute beside labels.
+        blend: Weights of the pixels of a crop in the average.
+
+    Yields:
+        Bands from the top without gaps.
+    """
+    crops = iter(scores)
+    merge = _Merge(grid, upsampling, wanted, blend if grid.halo is None else "mean")
+    spans = deque(grid.row_spans)
+    alive: dict[int, list[FloatArray]] = {}  # rows of crops that undecided pixels need
+    for row in range(len(grid.tops)):
+        alive[row] = [_with_border(next(crops)) for _ in grid.lefts]
+        while spans and spans[0].crops.stop == row + 1:
+            span = spans.popleft()
+            yield from merge.decide(span, alive)
+            for done in [r for r in alive if not spans or r < spans[0].crops.start]:
+                del alive[done]
+
+
+def _with_border(scores: FloatArray) -> FloatArray:
+    """Scores (C, h, w) with channels last and a cell of zeros around: (h + 2, w + 2, C)."""
+    return np.pad(scores.transpose(1, 2, 0), ((1, 1), (1, 1), (0, 0)))
+
+
+Alive = dict[int, list[FloatArray]]
+"""Scores of rows of crops, by the number of the row; each (h + 2, w + 2, C)."""
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """One merging of scores: what stays the same from span to span."""
+
+    grid: CropGrid
+    upsampling: Upsampling
+    wanted: Wanted
+    blend: Blend
+
+    @cached_property
+    def columns(self) -> list[Span]:
+        return self.grid.column_spans
+
+    @cached_property
+    def weights(self) -> tuple[FloatArray, FloatArray]:
+        rows, columns = (blend_window(self.blend, size) for size in self.grid.crop_hw)
+        return rows, columns
+
+    def decide(self, span: Span, alive: Alive) -> Iterator[Band]:
+        """Decide the rows of a span across the image, in pieces that bound what is held."""
+        s, (height, width) = self.upsampling.stride, self.grid.image_hw
+        windows = span.size // s + 1
+        pixel_bytes = self.upsampling.num_classes if self.wanted.probabilities else 1
+        step = max(_BAND_BYTES // (self.grid.padded_hw[1] * s * pixel_bytes), 1)
+        for first in range(0, windows, step):
+            last = min(first + step, windows)
+            # Windows lie between cells: the first and the last of a span reach half out of it.
+            top = max(span.start + first * s - s // 2, span.start)
+            bottom = min(span.start + last * s - s // 2, span.stop)
+            if top >= min(bottom, height):
+                continue  # nothing but padding
+            band = self.wanted.empty(
+                (bottom - top, self.grid.padded_hw[1]), self.upsampling.num_classes
+            )
+            alone, blended = self._sorted(span)
+            if alone:
+                self._average(band, span, (first, last), alone, alive)
+            for column in blended:
+                self._blend(band, (top, bottom), span, (first, last), column, alive)
+            yield Band(top, _trim(band, height - top, width))
+
+    def _sorted(self, span: Span) -> tuple[list[Span], list[Span]]:
+        """Columns whose cells can be averaged, and those whose pixels have weights of their own."""
+        if self.blend == "mean":
+            return self.columns, []
+        alone = [c for c in self.columns if len(span.crops) * len(c.crops) == 1]
+        return alone, [c for c in self.columns if len(span.crops) * len(c.crops) > 1]
+
+    def _cells(
+        self, span: Span, column: Span, alive: Alive, crop: tuple[int, int], rows: tuple[int, int]
+    ) -> FloatArray:
+        """A crop's cells around windows ``rows`` of a region: a view (rows + 1, K + 2, C)."""
+        s, (row, col) = self.upsampling.stride, crop
+        top = (span.start - self.grid.tops[row]) // s
+        left = (column.start - self.grid.lefts[col]) // s
+        part = slice(top + rows[0], top + rows[1] + 1)
+        return alive[row][col][part, left : left + column.size // s + 2]
+
+    def _average(
+        self, band: Fields, span: Span, rows: tuple[int, int], columns: list[Span], alive: Alive
+    ) -> None:
+        """Decide regions by the average of their crops' cells, side by side in one go."""
+        s, cells, left, offset = self.upsampling.stride, [], [], 0
+        for column in columns:
+            crops = [(r, c) for r in span.crops for c in column.crops]
+            region = self._cells(span, column, alive, crops[0], rows)
+            for crop in crops[1:]:
+                region = region + self._cells(span, column, alive, crop, rows)
+            cells.append(region if len(crops) == 1 else region * np.float32(1 / len(crops)))
+            left.append(np.arange(offset, offset + column.size // s + 1))
+            offset += column.size // s + 2
+        pixels = self._decided(np.concatenate(cells, 1), np.concatenate(left))
+        place = s // 2
+        for column in columns:
+            _copy(pixels, (s // 2 if rows[0] == 0 else 0, place), band, column)
+            place += column.size + s
+
+    def _decided(self, cells: FloatArray, left: NDArray[np.intp]) -> Fields:
+        """Fields of all windows, laid out as pixels (rows * s, len(left) * s)."""
+        if not self.wanted:
+            return Fields(_as_pixels(self.upsampling.labels(cells, left)))
+        pieces = [
+            fields_of(logits, self.wanted).map(_as_pixels).arrays()
+            for _, logits in self.upsampling.logits(cells, left)
+        ]
+        joined = iter([np.concatenate(parts, -2) for parts in zip(*pieces, strict=True)])
+        return self.wanted.empty((0, 0), 0).map(lambda _: next(joined))
+
+    def _blend(
+        self,
+        band: Fields,
+        extent: tuple[int, int],
+        span: Span,
+        rows: tuple[int, int],
+        column: Span,
+        alive: Alive,
+    ) -> None:
+        """Decide the rows ``extent`` of a region by the weighted average of its crops' logits."""
+        s, (top, bottom) = self.upsampling.stride, extent
+        skip = s // 2 if rows[0] == 0 else 0
+        left = np.arange(column.size // s + 1)
+        total, weight = np.zeros((), np.float32), np.zeros((), np.float32)
+        for row in span.crops:
+            for col in column.crops:
+                cells = self._cells(span, column, alive, (row, col), rows)
+                parts = [_as_pixels(part) for _, part in self.upsampling.logits(cells, left)]
+                logits = np.concatenate(parts, 1)[
+                    :, skip : skip + bottom - top, s // 2 : s // 2 + column.size
+                ]
+                y = self.weights[0][top - self.grid.tops[row] : bottom - self.grid.tops[row]]
+                start = column.start - self.grid.lefts[col]
+                x = self.weights[1][start : start + column.size]
+                here = y[:, None] * x
+                total, weight = total + logits * here, weight + here
+        _copy(fields_of(total / weight, self.wanted), (0, 0), band, column)
+
+
+def _as_pixels(windows: NDArray[Number]) -> NDArray[Number]:
+    """Windows (..., r, k, s, s) laid out as pixels (..., r * s, k * s)."""
+    *more, r, k, s, _ = windows.shape
+    return windows.swapaxes(-3, -2).reshape(*more, r * s, k * s)
+
+
+def _trim(fields: Fields, rows: int, columns: int) -> Fields:
+    return fields.map(lambda part: part[..., :rows, :columns])
+
+
+def _copy(source: Fields, start: tuple[int, int], band: Fields, column: Span) -> None:
+    """Fill columns of a band from the pixel ``start`` of ``source``."""
+    for part, whole in zip(source.arrays(), band.arrays(), strict=True):
+        rows, columns = (
+            slice(start[0], start[0] + whole.shape[-2]),
+            slice(start[1], start[1] + column.size),
+        )
+        whole[..., column.start : column.stop] = part[..., rows, columns]
+
+
+def merge_logits(
+    grid: CropGrid, logits: Iterable[FloatArray], *, blend: Blend = "mean"
+) -> Iterator[tuple[int, int, FloatArray]]:
+    """Merge logits pixel by pixel; holds what neighbouring crops share, and one crop.
+
+    Args:
+        grid: The plan that the crops were cut by.
+        logits: One float32 (C, h, w) per crop, in the order of the plan; overwritten.
+        blend: Weights of the pixels of a crop in the average.
+
+    Yields:
+        Top, left, and the final logits (C, rows, columns) of a block of the padded image. Blocks
+        come row by row without gaps; together they are the padded image.
+    """
+    crops = iter(logits)
+    if grid.halo is not None:
+        for span in grid.row_spans:
+            for column in grid.column_spans:
+                top, left = grid.tops[span.crops.start], grid.lefts[column.crops.start]
+                rows = slice(span.start - top, span.stop - top)
+                yield (
+                    span.start,
+                    column.start,
+                    next(crops)[:, rows, column.start - left : column.stop - left],
+                )
+        return
+    (crop_h, crop_w), width = grid.crop_hw, grid.padded_hw[1]
+    windows = [blend_window(blend, size) for size in grid.crop_hw]
+    sums = [
+        _sum_of_windows(window, starts, size)
+        for window, starts, size in zip(
+            windows, (grid.tops, grid.lefts), grid.padded_hw, strict=True
+        )
+    ]
+    window = None if blend == "mean" else windows[0][:, None] * windows[1]
+    below: FloatArray | None = None  # what rows of crops so far say of rows that are not done
+    shared = 0
+    for top, next_top in zip(grid.tops, (*grid.tops[1:], grid.tops[-1] + crop_h), strict=True):
+        right, seen = None, 0  # what crops so far say of columns that are not done
+        for left, next_left in zip(
+            grid.lefts, (*grid.lefts[1:], grid.lefts[-1] + crop_w), strict=True
+        ):
+            crop = next(crops)
+            if window is not None:
+                crop = crop * window
+            if below is None:
+                below = np.zeros((crop.shape[0], _most_shared(grid), width), np.float32)
+            if right is not None:
+                crop[:, :, : seen - left] += right
+            new = max(seen - left, 0)
+            crop[:, :shared, new:] += below[:, :shared, left + new : left + crop_w]
+            done = (slice(None), slice(0, next_top - top), slice(0, next_left - left))
+            weight = sums[0][top:next_top, None] * sums[1][left:next_left]
+            yield top, left, crop[done] / weight
+            below[:, : top + crop_h - next_top, left:next_left] = crop[
+                :, next_top - top :, : next_left - left
+            ]
+            right, seen = crop[:, :, next_left - left :], left + crop_w
+        shared = top + crop_h - next_top
+
+
+def _most_shared(grid: CropGrid) -> int:
+    return max(
+        [grid.crop_hw[0] - (b - a) for a, b in pairwise(grid.tops)],
+        default=0,
+    )
+
+
+def _sum_of_windows(window: FloatArray, starts: tuple[int, ...], size: int) -> FloatArray:
+    """Weight of all crops together along one side of the padded image: the whole is a product."""
+    total = np.zeros(size, np.float32)
+    for start in starts:
+        total[start : start + len(window)] += window
+    return total
+
+
+def decide_logits(
+    grid: CropGrid,
+    blocks: Iterable[tuple[int, int, FloatArray]],
+    wanted: Wanted,
+) -> Iterator[Band]:
+    """Decide what :func:`merge_logits` yields: bands from the top without gaps."""
+    (height, width), band, start = grid.image_hw, None, 0
+    for top, left, block in blocks:
+        if left == 0:
+            start = top
+            band = wanted.empty((block.shape[1], grid.padded_hw[1]), block.shape[0])
+        assert band is not None
+        decided = fields_of(block, wanted)
+        for part, whole in zip(decided.arrays(), band.arrays(), strict=True):
+            whole[..., left : left + block.shape[2]] = part
+        if left + block.shape[2] == grid.padded_hw[1] and start < height:
+            yield Band(start, _trim(band, height - start, width))
