@@ -14,6 +14,12 @@ DEFAULT_MAX_MEMORY_MIB = 512
 LEAST_SIDE = 256
 """A smaller crop shows a network too little of what is around a pixel."""
 
+_ROW_BYTES = 2 * 3 + 1
+"""By pixel of a row of crops: one in work, the next one being read, and the labels of one."""
+
+_RENDERING_BYTES = 48 << 20
+"""Windows in work, labels of a band and the writer's own: measured 30 to 60 MiB."""
+
 _MOST_SIDES = 512
 """Sizes tried along one side; more would only serve images of millions of pixels a side."""
 
@@ -40,8 +46,7 @@ def _bytes(
     footprint: Footprint, pixels: np.int64, height: int, padded_hw: tuple[int, int], crops: int
 ) -> float:
     computed = footprint.bytes_per_pixel * int(pixels) * min(footprint.workers, crops)
-    # Two rows of crops: one in work, the next one being read; and the labels of one.
-    return float(computed + (2 * 3 + 1) * height * padded_hw[1])
+    return float(computed + _ROW_BYTES * height * padded_hw[1] + _RENDERING_BYTES)
 
 
 def choose_grid(
@@ -90,7 +95,8 @@ def choose_grid(
     pixels = np.multiply.outer(sides[0], sides[1])
     crops = np.multiply.outer(counts[0], counts[1])
     computed = footprint.bytes_per_pixel * pixels * np.minimum(footprint.workers, crops)
-    needed = computed + 7.0 * sides[0][:, None] * whole.padded_hw[1]
+    rows = sides[0].astype(np.float64)[:, None] * whole.padded_hw[1]
+    needed = computed + _ROW_BYTES * rows + _RENDERING_BYTES
     if needed.min() > budget:
         h, w = int(sides[0][0]), int(sides[1][0])
         raise UsageError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from fcn_deploy.artifacts import atomic_path
 from fcn_deploy.errors import DataError, InputError
@@ -89,6 +89,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
     """
     with open_image(path, max_pixels=max_pixels) as image:
         try:
+            _refuse_misread(image, path)
             # Exceptions of exif_transpose, too: EXIF blocks are as breakable as pixels.
             upright = _decode(image, path)
             if image.format == "PPM" and upright.mode == "I":  # 16 bits; Pillow has scaled it
@@ -111,6 +112,17 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
             raise
         except Exception as error:
             raise _unreadable(path, error) from error
+
+
+def _refuse_misread(image: Image.Image, path: Path) -> None:
+    # Of TIFF with 16 bits and a plane for each channel, uncompressed, Pillow 13 takes every other
+    # byte for a pixel, without a word.
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if tags.get(284) == 2 and 16 in tuple(tags.get(258, ())) and len(image.getbands()) > 1:
+        raise InputError(
+            f"{path} is a TIFF with planes of 16 bits, which Pillow reads wrongly.",
+            'Convert it to 8 bits, or: pip install "fcn-deploy[large]"',
+        )
 
 
 def _decode(image: Image.Image, path: Path) -> Image.Image:

@@ -31,7 +31,7 @@ BLENDS: tuple[Blend, ...] = get_args(Blend)
 
 Number = TypeVar("Number", bound=np.generic)
 
-_BAND_BYTES = 1 << 22
+_BAND_BYTES = 1 << 20
 """About as many labels are decided at once."""
 
 

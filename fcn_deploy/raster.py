@@ -30,7 +30,7 @@ except ImportError as error:
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 _OPTIONS = {
-    "GDAL_CACHEMAX": 64,  # MB; by default 5 % of the machine's memory
+    "GDAL_CACHEMAX": 32 << 20,  # bytes for rasterio; by default 5 % of the memory
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no .ovr, .tfw or .aux.xml gets a say
     "GDAL_GEOREF_SOURCES": "INTERNAL",
     "GDAL_PAM_ENABLED": False,  # no .aux.xml is written beside the user's files

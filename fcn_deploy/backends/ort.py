@@ -34,6 +34,9 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 _AUTO = ("cuda", "cpu")
+_STREAMS = 2
+"""Crops at once on CPUs: half of the cores for each is faster than all of them for one."""
+
 _QUIET = 3  # errors only: what ORT warns of, we check and raise
 
 
@@ -67,7 +70,9 @@ class OrtBackend:
         """Memory that crops need while they are computed."""
         # CPUs have no FP16 kernels here: ONNX Runtime computes those graphs in float32.
         widened = 2 if self.precision == "fp16" and not self.labels_on_device else 1
-        return Footprint(widened * bytes_per_pixel(self._model.proto), self._workers)
+        # However many cores there are: the plan, and so the mask, is to be the same everywhere.
+        workers = 1 if self.labels_on_device else _STREAMS
+        return Footprint(widened * bytes_per_pixel(self._model.proto), workers)
 
     @cached_property
     def halo(self) -> int | None:
@@ -79,22 +84,25 @@ class OrtBackend:
 
     @property
     def _workers(self) -> int:
-        """Crops at the same time: on CPUs a core for each is faster than all cores for one."""
-        return 1 if self.labels_on_device else _cores()
+        return 1 if self.labels_on_device else min(_STREAMS, _cores())
 
     def _with_scores(self, output: str) -> tuple[str, ...]:
         # Scores are 1/64 of the logits or less, and NaN in either shows in them.
         has_scores = "scores" in self._model.outputs
         return (output, "scores") if has_scores and output != "scores" else (output,)
 
-    def _session(self, outputs: tuple[str, ...], *, one_core: bool = False) -> Any:
-        key = (outputs, one_core)
+    def _session(self, outputs: tuple[str, ...], *, streamed: bool = False) -> Any:
+        key = (outputs, streamed)
         if key in self._sessions:
             return self._sessions[key]
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
-        if one_core:
-            options.intra_op_num_threads = 1
+        if streamed:
+            # One thread of each run is its caller's.
+            options.intra_op_num_threads = max(_cores() - self._workers + 1, 1)
+            # Planned as one block, which the arena then rounds up: twice the memory for several
+            # runs at once, and no faster.
+            options.enable_mem_pattern = False
             if not any(other for _, other in self._sessions):
                 # Its 75 MB (of a ResNet-18) serve the new one, which may be all that is needed.
                 self._sessions.pop((outputs, False), None)
@@ -154,22 +162,26 @@ class OrtBackend:
         return np.asarray(self._run("scores", crops), np.float32)
 
     def stream_scores(self, crops: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order, one core for each."""
-        workers = self._workers
-        if workers == 1:
-            for crop in crops:
-                yield self.scores(crop[None])[0]
-            return
-        session = self._session(("scores",), one_core=True)
+        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order, two at once on CPUs."""
+        if self._workers == 1:
+            return (self.scores(crop[None])[0] for crop in crops)
+        # Here and not in the generator, which may run in another thread: what the C library has
+        # once given to one thread it does not give to others.
+        session = self._session(("scores",), streamed=True)
+        return self._stream(session, crops)
+
+    def _stream(
+        self, session: Any, crops: Iterable[NDArray[np.uint8]]
+    ) -> Iterator[NDArray[np.float32]]:
         waiting: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(workers, "fcn-deploy-crop") as pool:
+        with ThreadPoolExecutor(self._workers, "fcn-deploy-crop") as pool:
             try:
                 for crop in crops:
                     self.limits.check((1, *crop.shape))
                     # A copy, unless it is whole rows: the band that it lies in may be let go.
                     ready = np.ascontiguousarray(crop)[None]
                     waiting.append(pool.submit(self._run_session, session, ("scores",), ready))
-                    if len(waiting) > workers:
+                    if len(waiting) > self._workers:
                         yield waiting.popleft().result()[0]
                 while waiting:
                     yield waiting.popleft().result()[0]
