@@ -17,6 +17,7 @@ from fcn_deploy.errors import InputError, MissingExtraError
 from fcn_deploy.image import MAX_PIXELS, open_image, overlay, read_image, write_photo
 from fcn_deploy.merging import Band
 from fcn_deploy.row_files import PngWriter, RowWriter, is_georeferenced, open_rows
+from fcn_deploy.segment import RowSource
 from fcn_deploy.spec import IGNORE, ModelSpec
 from fcn_deploy.upsample import Wanted
 
@@ -39,17 +40,8 @@ MaskFormat = Literal["auto", "png", "tiff"]
 MASK_FORMATS: tuple[MaskFormat, ...] = get_args(MaskFormat)
 
 
-class Source(Protocol):
+class Source(RowSource, Protocol):
     """An image to segment: read from the top down, in a thread of its own."""
-
-    @property
-    def image_hw(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        ...
-
-    def rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The next rows, RGB uint8 (stop - start, W, 3)."""
-        ...
 
     def close(self) -> None:
         """Close the file."""

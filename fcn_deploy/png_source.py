@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcn_deploy.errors import InputError
-from fcn_deploy.row_sources import PIECE_PIXELS, RowSource, decode_rgb
+from fcn_deploy.row_reader import PIECE_PIXELS, RowReader, decode_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BYTES_PER_PIXEL = {(8, 0): 1, (8, 2): 3, (8, 3): 1, (8, 4): 2, (8, 6): 4, (16, 0): 2}
@@ -32,7 +32,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return b"".join((struct.pack(">I", len(content)), name, content, struct.pack(">I", checksum)))
 
 
-def open_png(path: Path, image: Image.Image) -> RowSource | None:
+def open_png(path: Path, image: Image.Image) -> RowReader | None:
     """Open a PNG to be read in windows, or ``None`` where that is not possible.
 
     Args:
@@ -53,7 +53,7 @@ def open_png(path: Path, image: Image.Image) -> RowSource | None:
         return None
     scanlines = _Scanlines(path, file, data, (header, palette))
     step = max(1, PIECE_PIXELS // width)
-    return RowSource((height, width), step, scanlines.decode, file.close)
+    return RowReader((height, width), step, scanlines.decode, file.close)
 
 
 def _survey(file: BinaryIO) -> tuple[bytes, bytes, list[bytes], int]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fcn_deploy.errors import InputError, MissingExtraError
 from fcn_deploy.image import MAX_PIXELS
 from fcn_deploy.row_files import is_georeferenced, open_rows
-from fcn_deploy.row_sources import PIECE_PIXELS, RowSource
+from fcn_deploy.row_reader import PIECE_PIXELS, RowReader
 from fcn_deploy.tiff_blocks import MOST_PIXELS, read_blocks, read_tags, refuse_missing_blocks
 
 try:
@@ -66,13 +66,13 @@ class RasterSource:
     May be opened in one thread and read in another, though not in two at once.
     """
 
-    def __init__(self, source: RowSource, georeference: Georeference | None) -> None:
+    def __init__(self, source: RowReader, georeference: Georeference | None) -> None:
         self._source = source
         self.image_hw = source.image_hw
         self.georeference = georeference
 
     def rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Read rows as :meth:`~fcn_deploy.row_sources.RowSource.rows` does."""
+        """Read rows as :meth:`~fcn_deploy.row_reader.RowReader.rows` does."""
         return self._source.rows(start, stop)
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ def cause_of(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
-def _open_gdal(path: Path, max_pixels: int) -> RowSource | None:
+def _open_gdal(path: Path, max_pixels: int) -> RowReader | None:
     """Open a TIFF with GDAL, or ``None`` where it cannot read it either."""
     if not path.is_file():
         return None
@@ -197,7 +197,7 @@ def _open_gdal(path: Path, max_pixels: int) -> RowSource | None:
     except BaseException:
         _close(dataset)
         raise
-    return RowSource(dataset.shape, down * high, reader.decode, lambda: _close(dataset))
+    return RowReader(dataset.shape, down * high, reader.decode, lambda: _close(dataset))
 
 
 def _close(dataset: Any) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fcn_deploy.artifacts import atomic_path
 from fcn_deploy.image import MAX_PIXELS, colorize, open_image
 from fcn_deploy.png_source import SIGNATURE, chunk, open_png
-from fcn_deploy.row_sources import RowSource
+from fcn_deploy.row_reader import RowReader
 from fcn_deploy.spec import Color
 from fcn_deploy.tiff_blocks import read_tags
 from fcn_deploy.tiff_source import open_tiff
@@ -125,7 +125,7 @@ class PngWriter:
             self._file.write(chunk(b"IEND", b""))
 
 
-def open_rows(path: Path, *, max_pixels: int = MAX_PIXELS) -> RowSource | None:
+def open_rows(path: Path, *, max_pixels: int = MAX_PIXELS) -> RowReader | None:
     """Open an image to be read in windows of rows, or say that it cannot be.
 
     ``None`` means: :func:`~fcn_deploy.image.read_image` is to read or to refuse it. So it is with

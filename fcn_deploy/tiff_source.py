@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fcn_deploy.errors import InputError
-from fcn_deploy.row_sources import PIECE_PIXELS, RowSource, decode_rgb
+from fcn_deploy.row_reader import PIECE_PIXELS, RowReader, decode_rgb
 from fcn_deploy.tiff_blocks import (
     BITS,
     COMPRESSION,
@@ -50,7 +50,7 @@ _UNCOMPRESSED, _OLD_JPEG, _JPEG = 1, 6, 7
 _YCBCR = 6
 
 
-def open_tiff(path: Path, image: Image.Image) -> RowSource | None:
+def open_tiff(path: Path, image: Image.Image) -> RowReader | None:
     """Open a TIFF to be read in windows, or ``None`` where that is not possible.
 
     Args:
@@ -84,7 +84,7 @@ def open_tiff(path: Path, image: Image.Image) -> RowSource | None:
     except BaseException:
         file.close()
         raise
-    return RowSource(blocks.image_hw, down * high, cut.decode, file.close)
+    return RowReader(blocks.image_hw, down * high, cut.decode, file.close)
 
 
 def _refined(blocks: Blocks, tags: Any) -> Blocks:

@@ -24,7 +24,6 @@ import rasterio
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.rpc import RPC
-from test_row_files import full_disk, peak_mib, picture
 
 from fcn_deploy import raster, tiff_source
 from fcn_deploy.errors import EnvironmentFault, InputError
@@ -33,6 +32,7 @@ from fcn_deploy.image import read_image, read_mask
 from fcn_deploy.raster import Georeference, open_raster
 from fcn_deploy.row_files import PngWriter, is_georeferenced
 from fcn_deploy.spec import voc_palette
+from test_row_files import full_disk, peak_mib, picture
 
 Pixels = NDArray[np.uint8]
 HEIGHT, WIDTH = 150, 90

@@ -26,7 +26,7 @@ from fcn_deploy.errors import EnvironmentFault, InputError
 from fcn_deploy.image import read_image, write_mask
 from fcn_deploy.png_source import SIGNATURE, chunk
 from fcn_deploy.row_files import PngWriter, is_georeferenced, open_rows
-from fcn_deploy.row_sources import RowSource
+from fcn_deploy.row_reader import RowReader
 from fcn_deploy.spec import voc_palette
 
 Pixels = NDArray[np.uint8]
@@ -45,7 +45,7 @@ def picture(height: int = HEIGHT, width: int = WIDTH) -> Pixels:
     return pixels
 
 
-def read_by(source: RowSource, heights: list[int]) -> Pixels:
+def read_by(source: RowReader, heights: list[int]) -> Pixels:
     """All rows, in windows whose heights come round and round."""
     windows: list[Pixels] = []
     start = 0

@@ -24,7 +24,7 @@ PIECE_PIXELS = 1 << 21
 Decode = Callable[[int, int], NDArray[np.uint8]]
 
 
-class RowSource:
+class RowReader:
     """An open image of which windows of rows are read, from the top to the bottom.
 
     May be opened in one thread and read in another, though not in two at once.
@@ -75,7 +75,7 @@ class RowSource:
         self._held = self._held[:0].copy()
         self._close()
 
-    def __enter__(self) -> RowSource:
+    def __enter__(self) -> RowReader:
         return self
 
     def __exit__(
