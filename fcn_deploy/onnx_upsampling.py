@@ -162,9 +162,12 @@ def _constant(name: str, values: list[int]) -> TensorProto:
 def _transposed_convolution(proto: ModelProto) -> NodeProto | None:
     """The node from scores to logits, if it enlarges s times: kernel 2s, stride s, padding s/2."""
     weights = {weight.name: weight for weight in proto.graph.initializer}
+    entries = _casts_of_scores(proto)
     for node in proto.graph.node:
         if node.op_type != "ConvTranspose" or node.output[0] not in (LOGITS, f"{LOGITS}_fp16"):
             continue
+        if node.input[0] not in entries:
+            return None
         settings = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         shape = tuple(weights[node.input[1]].dims) if node.input[1] in weights else ()
         if len(shape) != 4 or shape[2] != shape[3] or shape[2] % 4 or shape[0] != shape[1]:
@@ -182,6 +185,15 @@ def _transposed_convolution(proto: ModelProto) -> NodeProto | None:
         known = len(node.input) < 3 or node.input[2] in weights
         return node if plain and known else None
     return None
+
+
+def _casts_of_scores(proto: ModelProto) -> set[str]:
+    """The tensor of scores, and what is nothing but it in another type."""
+    known = {SCORES}
+    for node in proto.graph.node:
+        if node.op_type == "Cast" and node.input[0] in known:
+            known.update(node.output)
+    return known
 
 
 def _kernel_and_bias(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -88,7 +87,7 @@ def _open(path: Path, max_pixels: int) -> Source:
             pixels = image.width * image.height
     except InputError:
         # Only GDAL may be able to read it; it has its own look at the size.
-        source = _open_with_gdal(path, max_pixels) if importlib.util.find_spec("rasterio") else None
+        source = _open_with_gdal(path, max_pixels)
         if source is None:
             raise
         return source
@@ -97,13 +96,23 @@ def _open(path: Path, max_pixels: int) -> Source:
     try:
         return _Whole(read_image(path, max_pixels=max_pixels))
     except InputError:
-        source = _open_with_gdal(path, max_pixels) if importlib.util.find_spec("rasterio") else None
+        source = _open_with_gdal(path, max_pixels)
         if source is None:
             raise
         return source
 
 
+def _has_gdal() -> bool:
+    try:
+        import fcn_deploy.raster  # noqa: F401 - whether it can be
+    except MissingExtraError:
+        return False
+    return True
+
+
 def _open_with_gdal(path: Path, max_pixels: int) -> Source | None:
+    if not _has_gdal():
+        return None
     from fcn_deploy.raster import open_raster
 
     return open_raster(path, max_pixels=max_pixels)
@@ -166,6 +175,11 @@ class Outputs:
             raise InputError(
                 f"{source} is larger than the {JPEG_SIDE:,} pixels a side that a JPEG holds.",
                 "Leave the overlay out of --save, or pass --mask-format tiff.",
+            )
+        if "overlay" in kinds and not self._photo_is_jpeg() and not _has_gdal():
+            raise InputError(
+                f'The overlay of {source} is written by rows: pip install "fcn-deploy[large]".',
+                "Or leave the overlay out of --save.",
             )
 
     @property

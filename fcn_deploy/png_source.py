@@ -53,7 +53,7 @@ def open_png(path: Path, image: Image.Image) -> RowReader | None:
         return None
     scanlines = _Scanlines(path, file, data, (header, palette))
     step = max(1, PIECE_PIXELS // width)
-    return RowReader((height, width), step, scanlines.decode, file.close)
+    return RowReader(path, (height, width), step, scanlines.decode, file.close)
 
 
 def _survey(file: BinaryIO) -> tuple[bytes, bytes, list[bytes], int]:

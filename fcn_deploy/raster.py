@@ -197,7 +197,7 @@ def _open_gdal(path: Path, max_pixels: int) -> RowReader | None:
     except BaseException:
         _close(dataset)
         raise
-    return RowReader(dataset.shape, down * high, reader.decode, lambda: _close(dataset))
+    return RowReader(path, dataset.shape, down * high, reader.decode, lambda: _close(dataset))
 
 
 def _close(dataset: Any) -> None:

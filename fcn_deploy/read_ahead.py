@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -19,7 +19,7 @@ class _End:
     pass
 
 
-def ahead(items: Iterable[Item], depth: int = 1) -> Iterator[Item]:
+def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
     """Yield ``items`` in order; a thread of its own makes up to ``depth`` of them in advance.
 
     What is raised while making them is raised here, in its place. When the consumer stops early,

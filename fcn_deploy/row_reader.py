@@ -30,6 +30,7 @@ class RowReader:
     May be opened in one thread and read in another, though not in two at once.
 
     Args:
+        path: The file, for messages.
         image_hw: Size in pixels.
         step: Rows that are decoded at once.
         decode: Rows ``[start, stop)`` of the file as RGB; called in order, each row once.
@@ -37,8 +38,14 @@ class RowReader:
     """
 
     def __init__(
-        self, image_hw: tuple[int, int], step: int, decode: Decode, close: Callable[[], None]
+        self,
+        path: Path,
+        image_hw: tuple[int, int],
+        step: int,
+        decode: Decode,
+        close: Callable[[], None],
     ) -> None:
+        self._path = path
         self.image_hw = image_hw
         self._step = step
         self._decode = decode
@@ -62,7 +69,10 @@ class RowReader:
         while self._next < stop:
             if not len(self._held):
                 end = min(self._decoded + self._step, height)
-                self._held = self._decode(self._decoded, end)
+                try:
+                    self._held = self._decode(self._decoded, end)
+                except OSError as error:  # of the disk; whoever writes would take it for its own
+                    raise InputError(f"{self._path} cannot be read: {error}.") from error
                 self._decoded = end
             count = min(len(self._held), stop - self._next)
             rows[self._next - start : self._next - start + count] = self._held[:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -185,15 +186,18 @@ class Segmenter:
         Raises:
             CheckFailedError: The network returned values that are not finite.
         """
-        if isinstance(source, np.ndarray):
-            crops = cut_crops(source, grid)
-        else:
-            read = source.rows
-            crops = cut_crops(ahead(read(start, stop) for start, stop in row_blocks(grid)), grid)
-        if len(grid) == 1 and not wanted and self._decides_itself():
-            yield from self._decided(crops, grid)
-        else:
-            yield from self._decide(crops, grid, blend, wanted)
+        # Threads end before this generator does, the last one first: what they read from may be
+        # closed right after.
+        with ExitStack() as threads:
+            if isinstance(source, np.ndarray):
+                crops = cut_crops(source, grid)
+            else:
+                read = ahead(_blocks(source, grid))
+                crops = cut_crops(threads.enter_context(closing(read)), grid)
+            if len(grid) == 1 and not wanted and self._decides_itself():
+                yield from self._decided(crops, grid)
+            else:
+                yield from self._decide(crops, grid, blend, wanted, threads)
 
     def plan(
         self,
@@ -256,7 +260,12 @@ class Segmenter:
                 row = []
 
     def _decide(
-        self, crops: Iterator[NDArray[np.uint8]], grid: CropGrid, blend: Blend, wanted: Wanted
+        self,
+        crops: Iterator[NDArray[np.uint8]],
+        grid: CropGrid,
+        blend: Blend,
+        wanted: Wanted,
+        threads: ExitStack,
     ) -> Iterator[Band]:
         upsampling = self.backend.upsampling
         if upsampling is None:
@@ -265,7 +274,8 @@ class Segmenter:
         if len(grid) == 1:
             scores: Iterable[FloatArray] = (self.backend.scores(c[None])[0] for c in crops)
         else:
-            scores = ahead(self.backend.stream_scores(crops), depth=2)
+            computed = ahead(self.backend.stream_scores(crops), depth=2)
+            scores = threads.enter_context(closing(computed))
         bands = merge_scores(grid, scores, upsampling, wanted=wanted, blend=blend)
         return bands if len(grid) == 1 else _on_one_core(bands)
 
@@ -341,6 +351,16 @@ def locate(model: str | Path | None, backend: str = "auto") -> Path:
     if model is None or Path(model).is_dir():
         require_fresh(path)
     return path
+
+
+def _blocks(source: RowSource, grid: CropGrid) -> Iterator[NDArray[np.uint8]]:
+    for start, stop in row_blocks(grid):
+        # A row of crops may lie in the padding alone, where an engine takes no smaller image.
+        yield (
+            source.rows(start, stop)
+            if start < stop
+            else np.empty((0, grid.image_hw[1], 3), np.uint8)
+        )
 
 
 def _on_one_core(bands: Iterator[Band]) -> Iterator[Band]:

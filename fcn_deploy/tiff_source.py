@@ -84,7 +84,7 @@ def open_tiff(path: Path, image: Image.Image) -> RowReader | None:
     except BaseException:
         file.close()
         raise
-    return RowReader(blocks.image_hw, down * high, cut.decode, file.close)
+    return RowReader(path, blocks.image_hw, down * high, cut.decode, file.close)
 
 
 def _refined(blocks: Blocks, tags: Any) -> Blocks:

@@ -145,7 +145,9 @@ def plan_crops(
     if halo is not None:
         halo = -(-halo // step) * step
         overlap = 2 * halo
-    if overlap < 0 or (tile_hw is not None and overlap > min(tile) - step):
+    # Along a side that one crop covers, nothing overlaps.
+    several = [side for side, size in zip(tile, padded, strict=True) if side < size]
+    if overlap < 0 or (several and overlap > min(several) - step):
         raise _does_not_go(tile, overlap, halo, step)
     crop = (min(tile[0], padded[0]), min(tile[1], padded[1]))
     tops, lefts = (

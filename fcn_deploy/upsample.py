@@ -258,7 +258,8 @@ def _beyond_bilinear(by_class: FloatArray) -> FloatArray:
     rest = by_class.reshape(classes, 4, classes, pixels).astype(np.float64)
     own = np.arange(classes)
     rest[own, :, own] -= bilinear
-    # Weights of the bilinear kernel are sums of few bits: what remains of them is rounding.
     largest = np.abs(rest).max(3)
-    largest[largest < 1e-7] = 0
+    # Weights of the bilinear kernel are sums of few bits: what remains of them is rounding.
+    rounded = largest[own, :, own]
+    largest[own, :, own] = np.where(rounded < 1e-7, 0, rounded)
     return np.ascontiguousarray(largest.reshape(classes, -1).T, np.float32)

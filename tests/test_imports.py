@@ -55,7 +55,7 @@ FLOORS = (
     ("auto_tile", "merging"),
     ("tiling", "image", "dataset", "metrics", "onnx_file", "passport", "upsample"),
     ("png_source", "tiff_source", "tiff_blocks"),
-    ("row_sources",),
+    ("row_reader",),
     ("artifacts", "classes", "png_rows", "reach", "read_ahead", "spec", "recipe"),
     ("errors",),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from numpy.typing import NDArray
 
 import fcn_deploy
 from fakes import WithoutScores
-from fcn_deploy.backends import ShapeLimits, open_backend
-from fcn_deploy.errors import CheckFailedError, ModelError, ShapeError, UsageError
+from fcn_deploy.backends import ShapeLimits, open_backend, ort
+from fcn_deploy.errors import CheckFailedError, DeviceError, ModelError, ShapeError, UsageError
 from fcn_deploy.segment import Segmenter, Tiling
 from fcn_deploy.spec import ModelSpec, voc_palette
 
@@ -49,7 +51,7 @@ def photo(seed: int, height: int, width: int) -> NDArray[np.uint8]:
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 4), st.data())
 @settings(max_examples=60, deadline=None)
-def test_pointwise_model_gives_the_whole_image_answer(
+def test_property_4_pointwise_model_gives_the_whole_image_answer(
     height: int, width: int, cells: int, data: st.DataObject
 ) -> None:
     image = photo(height, height, width)
@@ -149,11 +151,44 @@ def test_tiled_prediction_is_the_average_of_the_networks_own_logits(toy_onnx: Pa
         np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
-def test_a_translated_image_gives_a_translated_mask(toy_onnx: Path) -> None:
+def test_property_7_a_translated_image_gives_a_translated_mask(toy_onnx: Path) -> None:
     image = photo(4, 64 + 32, 96)
     with fcn_deploy.load(toy_onnx) as model:
         moved = model.segment(image[32:], tile=(32, 32), overlap=0)
         np.testing.assert_array_equal(model.segment(image, tile=(32, 32), overlap=0)[32:], moved)
+
+
+def test_property_9_cores_change_no_label(toy_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = photo(5, 230, 310)
+    found = []
+    for cores in (1, 2, 5):
+        monkeypatch.setattr(ort, "_cores", lambda cores=cores: cores)
+        with fcn_deploy.load(toy_onnx) as model:
+            found.append(model.segment(image, tile=(96, 64), overlap=32))
+    np.testing.assert_array_equal(found[1], found[2])
+    assert (found[0] == found[1]).mean() > 0.9999  # another session, whose kernels may differ
+
+
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_a_crop_that_fails_ends_all_threads(
+    toy_onnx: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(threading.enumerate())
+    run_session, count = ort.OrtBackend._run_session, 0
+
+    def broken(self: ort.OrtBackend, *arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > after:
+            raise DeviceError("out of memory")
+        return run_session(self, *arguments)
+
+    monkeypatch.setattr(ort.OrtBackend, "_run_session", broken)
+    monkeypatch.setattr(ort, "_cores", lambda: 3)
+    with fcn_deploy.load(toy_onnx) as model, pytest.raises(DeviceError, match="out of memory"):
+        model.segment(photo(6, 230, 310), tile=(64, 64), overlap=0)
+    gc.collect()
+    assert set(threading.enumerate()) <= before
 
 
 def test_values_that_are_not_finite_stop_the_run(toy_onnx: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from fcn_deploy import __version__
 from fcn_deploy.cli.build_engine import build_engine
+from fcn_deploy.cli.console import printable
 from fcn_deploy.cli.evaluate import evaluate
 from fcn_deploy.cli.export import export
 from fcn_deploy.cli.info import info
@@ -57,10 +58,8 @@ class _Group(TyperGroup):
 
 
 def _show(text: str) -> None:
-    # Names of files can hold control characters, which a terminal would obey.
-    clean = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
     typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(clean, err=True)
+    typer.echo(printable(text), err=True)
 
 
 app = typer.Typer(

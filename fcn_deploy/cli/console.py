@@ -52,7 +52,12 @@ MemoryOption = Annotated[
 
 def note(text: str) -> None:
     """Say something to the person; results go to standard output, this does not."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    """The same, with control characters spelt out: names of files can hold some."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 def parse_hw(text: str, option: str) -> tuple[int, int]:
@@ -181,7 +186,7 @@ def progress(*, transient: bool = True) -> Iterator[Progress]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
+        TextColumn("{task.fields[facts]}", markup=False),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)

@@ -20,6 +20,7 @@ from fcn_deploy.cli.console import (
     note,
     one_of,
     parse_tiling,
+    printable,
     progress,
     relative,
     write_json,
@@ -99,12 +100,14 @@ def segment(
                 return
             if grid.crop_hw not in said:
                 said.add(grid.crop_hw)
-                bar.console.print(f"{item.source.name}: {chosen(grid)}", highlight=False)
+                # As it is: names may look like markup or emoji, and lines are not to be broken.
+                text = printable(f"{item.source.name}: {chosen(grid)}")
+                bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
             percent = 100 * rows // grid.image_hw[0]
-            bar.update(task, facts=f"{item.source.name} {percent} %")
+            bar.update(task, facts=printable(f"{item.source.name} {percent} %"))
 
         def on_item(report: ItemReport) -> None:
-            bar.update(task, advance=1, facts=Path(report.source).name)
+            bar.update(task, advance=1, facts=printable(Path(report.source).name))
 
         reports = segment_items(
             segmenter,
