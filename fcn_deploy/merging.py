@@ -6,9 +6,6 @@ averaged *before* the last transposed convolution, at 1/s of the height and widt
 region are covered by the same crops, and so are made of the average of their cells, with one cell
 around (zeros outside of each crop, where the network's own upsampling sees zeros, too). Every pixel
 is upsampled once, and no logits of more than a few rows of cells are ever held.
-
-:func:`merge_logits` is the plain form, for models whose last layer is not such a convolution: it
-holds the strips that neighbouring crops share, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
@@ -61,6 +57,12 @@ class Band:
 
     top: int
     fields: Fields
+
+    @classmethod
+    def inside(cls, top: int, fields: Fields, image_hw: tuple[int, int]) -> Band:
+        """Rows of the padded image, cut to the image itself."""
+        rows, columns = image_hw[0] - top, image_hw[1]
+        return cls(top, fields.map(lambda part: part[..., :rows, :columns]))
 
     @property
     def rows(self) -> int:
@@ -130,7 +132,7 @@ class _Merge:
 
     def decide(self, span: Span, alive: Alive) -> Iterator[Band]:
         """Decide the rows of a span across the image, in pieces that bound what is held."""
-        s, (height, width) = self.upsampling.stride, self.grid.image_hw
+        s, height = self.upsampling.stride, self.grid.image_hw[0]
         windows = span.size // s + 1
         pixel_bytes = self.upsampling.num_classes if self.wanted.probabilities else 1
         step = max(_BAND_BYTES // (self.grid.padded_hw[1] * s * pixel_bytes), 1)
@@ -149,7 +151,7 @@ class _Merge:
                 self._average(band, span, (first, last), alone, alive)
             for column in blended:
                 self._blend(band, (top, bottom), span, (first, last), column, alive)
-            yield Band(top, _trim(band, height - top, width))
+            yield Band.inside(top, band, self.grid.image_hw)
 
     def _sorted(self, span: Span) -> tuple[list[Span], list[Span]]:
         """Columns whose cells can be averaged, and those whose pixels have weights of their own."""
@@ -233,10 +235,6 @@ def _as_pixels(windows: NDArray[Number]) -> NDArray[Number]:
     return windows.swapaxes(-3, -2).reshape(*more, r * s, k * s)
 
 
-def _trim(fields: Fields, rows: int, columns: int) -> Fields:
-    return fields.map(lambda part: part[..., :rows, :columns])
-
-
 def _copy(source: Fields, start: tuple[int, int], band: Fields, column: Span) -> None:
     """Fill columns of a band from the pixel ``start`` of ``source``."""
     for part, whole in zip(source.arrays(), band.arrays(), strict=True):
@@ -245,98 +243,3 @@ def _copy(source: Fields, start: tuple[int, int], band: Fields, column: Span) ->
             slice(start[1], start[1] + column.size),
         )
         whole[..., column.start : column.stop] = part[..., rows, columns]
-
-
-def merge_logits(
-    grid: CropGrid, logits: Iterable[FloatArray], *, blend: Blend = "mean"
-) -> Iterator[tuple[int, int, FloatArray]]:
-    """Merge logits pixel by pixel; holds what neighbouring crops share, and one crop.
-
-    Args:
-        grid: The plan that the crops were cut by.
-        logits: One float32 (C, h, w) per crop, in the order of the plan; overwritten.
-        blend: Weights of the pixels of a crop in the average.
-
-    Yields:
-        Top, left, and the final logits (C, rows, columns) of a block of the padded image. Blocks
-        come row by row without gaps; together they are the padded image.
-    """
-    crops = iter(logits)
-    if grid.halo is not None:
-        for span in grid.row_spans:
-            for column in grid.column_spans:
-                top, left = grid.tops[span.crops.start], grid.lefts[column.crops.start]
-                rows = slice(span.start - top, span.stop - top)
-                yield (
-                    span.start,
-                    column.start,
-                    next(crops)[:, rows, column.start - left : column.stop - left],
-                )
-        return
-    (crop_h, crop_w), width = grid.crop_hw, grid.padded_hw[1]
-    windows = [blend_window(blend, size) for size in grid.crop_hw]
-    sums = [
-        _sum_of_windows(window, starts, size)
-        for window, starts, size in zip(
-            windows, (grid.tops, grid.lefts), grid.padded_hw, strict=True
-        )
-    ]
-    window = None if blend == "mean" else windows[0][:, None] * windows[1]
-    below: FloatArray | None = None  # what rows of crops so far say of rows that are not done
-    shared = 0
-    for top, next_top in zip(grid.tops, (*grid.tops[1:], grid.tops[-1] + crop_h), strict=True):
-        right, seen = None, 0  # what crops so far say of columns that are not done
-        for left, next_left in zip(
-            grid.lefts, (*grid.lefts[1:], grid.lefts[-1] + crop_w), strict=True
-        ):
-            crop = next(crops)
-            if window is not None:
-                crop = crop * window
-            if below is None:
-                below = np.zeros((crop.shape[0], _most_shared(grid), width), np.float32)
-            if right is not None:
-                crop[:, :, : seen - left] += right
-            new = max(seen - left, 0)
-            crop[:, :shared, new:] += below[:, :shared, left + new : left + crop_w]
-            done = (slice(None), slice(0, next_top - top), slice(0, next_left - left))
-            weight = sums[0][top:next_top, None] * sums[1][left:next_left]
-            yield top, left, crop[done] / weight
-            below[:, : top + crop_h - next_top, left:next_left] = crop[
-                :, next_top - top :, : next_left - left
-            ]
-            right, seen = crop[:, :, next_left - left :], left + crop_w
-        shared = top + crop_h - next_top
-
-
-def _most_shared(grid: CropGrid) -> int:
-    return max(
-        [grid.crop_hw[0] - (b - a) for a, b in pairwise(grid.tops)],
-        default=0,
-    )
-
-
-def _sum_of_windows(window: FloatArray, starts: tuple[int, ...], size: int) -> FloatArray:
-    """Weight of all crops together along one side of the padded image: the whole is a product."""
-    total = np.zeros(size, np.float32)
-    for start in starts:
-        total[start : start + len(window)] += window
-    return total
-
-
-def decide_logits(
-    grid: CropGrid,
-    blocks: Iterable[tuple[int, int, FloatArray]],
-    wanted: Wanted,
-) -> Iterator[Band]:
-    """Decide what :func:`merge_logits` yields: bands from the top without gaps."""
-    (height, width), band, start = grid.image_hw, None, 0
-    for top, left, block in blocks:
-        if left == 0:
-            start = top
-            band = wanted.empty((block.shape[1], grid.padded_hw[1]), block.shape[0])
-        assert band is not None
-        decided = fields_of(block, wanted)
-        for part, whole in zip(decided.arrays(), band.arrays(), strict=True):
-            whole[..., left : left + block.shape[2]] = part
-        if left + block.shape[2] == grid.padded_hw[1] and start < height:
-            yield Band(start, _trim(band, height - start, width))

@@ -20,7 +20,13 @@ from fcn_deploy.backends import SUFFIXES, Backend, open_backend
 from fcn_deploy.backends.tensorrt_flavour import require_gpu
 from fcn_deploy.errors import ModelError, UsageError
 from fcn_deploy.freshness import require_fresh
-from fcn_deploy.merging import BLENDS, Band, Blend, decide_logits, merge_logits, merge_scores
+from fcn_deploy.logit_merging import decide_logits, merge_logits
+from fcn_deploy.merging import (
+    BLENDS,
+    Band,
+    Blend,
+    merge_scores,
+)
 from fcn_deploy.read_ahead import ahead
 from fcn_deploy.spec import ModelSpec
 from fcn_deploy.tiling import DEFAULT_OVERLAP, CropGrid, cut_crops, plan_crops, row_blocks

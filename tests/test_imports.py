@@ -52,6 +52,7 @@ FLOORS = (
     ("training",),
     ("freshness",),
     ("backends", "onnx_footprint", "onnx_upsampling", "receptive"),
+    ("logit_merging",),
     ("auto_tile", "merging"),
     ("tiling", "image", "dataset", "metrics", "onnx_file", "passport", "upsample"),
     ("png_source", "tiff_source", "tiff_blocks"),

@@ -33,13 +33,12 @@ from fakes import Coded, CodedBackend, bilinear
 from fcn_deploy import merging, segment, tiling, upsample
 from fcn_deploy.backends import ShapeLimits
 from fcn_deploy.errors import CheckFailedError, ModelError
+from fcn_deploy.logit_merging import decide_logits, merge_logits
 from fcn_deploy.merging import (
     BLENDS,
     Band,
     Blend,
     blend_window,
-    decide_logits,
-    merge_logits,
     merge_scores,
 )
 from fcn_deploy.read_ahead import ahead
