@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_deploy.auto_tile import Footprint
+from fcn_deploy.auto_tile import CROPS_AT_ONCE, Footprint
 from fcn_deploy.backends import ShapeLimits, check_finite
 from fcn_deploy.errors import DeviceError, MissingExtraError
 from fcn_deploy.receptive import halo_for
@@ -22,7 +22,7 @@ except ImportError as error:
     raise MissingExtraError("torch", "train") from error
 
 from fcn_deploy.training.checkpoint import load_network
-from fcn_deploy.training.network import FCN, Deployed
+from fcn_deploy.training.network import BYTES_PER_PIXEL, FCN, Deployed
 from fcn_deploy.training.reach import reach_of_network
 
 
@@ -45,22 +45,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-BYTES_PER_PIXEL = 400.0
-"""Measured: ResNet-18 and ResNet-50 in float32 on a CPU, benchmarks/memory.py."""
-
-
 class EagerBackend:
     """A network in PyTorch, in the precision of its weights; see the Backend protocol."""
 
     name = "eager"
     labels_on_device = True  # the reference decides by its own layers
-    footprint = Footprint(bytes_per_pixel=BYTES_PER_PIXEL)
 
     def __init__(self, network: FCN, spec: ModelSpec, device: torch.device) -> None:
         self.spec = spec
         self.provider = str(device)
         self.precision = "fp32"
         self.limits = ShapeLimits(step=spec.output_stride)
+        # As of the exported graph, so that both cut images alike. PyTorch computes one crop at a
+        # time, in about the memory of two.
+        self.footprint = Footprint(BYTES_PER_PIXEL[spec.backbone], CROPS_AT_ONCE)
         self._device = device
         self._model = Deployed(network, spec).to(device)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_deploy.auto_tile import Footprint
+from fcn_deploy.auto_tile import CROPS_AT_ONCE, Footprint
 from fcn_deploy.backends import ShapeLimits, check_finite
 from fcn_deploy.errors import DeviceError, MissingExtraError, ModelError
 from fcn_deploy.onnx_file import OnnxModel, keep_outputs, read_onnx
@@ -34,9 +34,6 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 _AUTO = ("cuda", "cpu")
-_STREAMS = 2
-"""Crops at once on CPUs: half of the cores for each is faster than all of them for one."""
-
 _QUIET = 3  # errors only: what ORT warns of, we check and raise
 
 
@@ -68,11 +65,10 @@ class OrtBackend:
     @cached_property
     def footprint(self) -> Footprint:
         """Memory that crops need while they are computed."""
-        # CPUs have no FP16 kernels here: ONNX Runtime computes those graphs in float32.
-        widened = 2 if self.precision == "fp16" and not self.labels_on_device else 1
-        # However many cores there are: the plan, and so the mask, is to be the same everywhere.
-        workers = 1 if self.labels_on_device else _STREAMS
-        return Footprint(widened * bytes_per_pixel(self._model.proto), workers)
+        # Whatever the provider, the precision (which CPUs compute in float32) and the number of
+        # cores: the plan, and so the mask, is to be the same everywhere.
+        widened = 2 if self.precision == "fp16" else 1
+        return Footprint(widened * bytes_per_pixel(self._model.proto), CROPS_AT_ONCE)
 
     @cached_property
     def halo(self) -> int | None:
@@ -84,7 +80,7 @@ class OrtBackend:
 
     @property
     def _workers(self) -> int:
-        return 1 if self.labels_on_device else min(_STREAMS, _cores())
+        return 1 if self.labels_on_device else min(CROPS_AT_ONCE, _cores())
 
     def _with_scores(self, output: str) -> tuple[str, ...]:
         # Scores are 1/64 of the logits or less, and NaN in either shows in them.
@@ -97,18 +93,15 @@ class OrtBackend:
             return self._sessions[key]
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
+        # With patterns, the memory of a run is one block, which the arena rounds up: twice as much,
+        # and no faster. Without an arena it is as much, since the C library keeps the pieces.
+        options.enable_mem_pattern = self.labels_on_device
         if streamed:
             # One thread of each run is its caller's.
             options.intra_op_num_threads = max(_cores() - self._workers + 1, 1)
-            # Planned as one block, which the arena then rounds up: twice the memory for several
-            # runs at once, and no faster.
-            options.enable_mem_pattern = False
             if not any(other for _, other in self._sessions):
                 # Its 75 MB (of a ResNet-18) serve the new one, which may be all that is needed.
                 self._sessions.pop((outputs, False), None)
-        elif not self.labels_on_device:
-            # Whole images differ in size; an arena would keep the largest, twice over.
-            options.enable_cpu_mem_arena = False
         content = keep_outputs(self._model.proto, outputs).SerializeToString()
         try:
             session = ort.InferenceSession(content, options, providers=[self.provider])

@@ -16,11 +16,13 @@ from fcn_deploy.backends.eager import open_eager
 from fcn_deploy.backends.ort import open_ort
 from fcn_deploy.errors import CheckFailedError, ModelError, UsageError
 from fcn_deploy.onnx_file import read_onnx, to_half
+from fcn_deploy.onnx_footprint import bytes_per_pixel
 from fcn_deploy.parity import TOLERANCES, compare, generated_crops
+from fcn_deploy.segment import Tiling, load
 from fcn_deploy.spec import PARITY_KEY, SPEC_KEY, ModelSpec, voc_palette
 from fcn_deploy.training import to_onnx
 from fcn_deploy.training.checkpoint import Checkpoint, load_network, save_checkpoint
-from fcn_deploy.training.network import SCORE_STRIDE, build_network
+from fcn_deploy.training.network import BYTES_PER_PIXEL, SCORE_STRIDE, build_network
 from fcn_deploy.training.to_onnx import export_onnx, fold_batch_norm
 from fcn_deploy.upsample import window_matrix
 
@@ -88,6 +90,7 @@ def test_every_network_exports_and_agrees(head: str, backbone: str, tmp_path: Pa
     assert report.passed
     assert report.max_logit_error < 1e-4 * report.logit_range
     assert report.label_agreement > 0.9999
+    assert bytes_per_pixel(read_onnx(tmp_path / "m.onnx").proto) == BYTES_PER_PIXEL[backbone]
 
 
 def test_fp16_file_is_fp16_inside_and_agrees(toy_checkpoint: Path, tmp_path: Path) -> None:
@@ -195,3 +198,12 @@ def test_every_shape_and_batch_agrees(toy_onnx: Path, toy_checkpoint: Path) -> N
         report = compare(eager, exported, batches)
     report.require()
     assert report.crops == 6 * 7
+
+
+def test_eager_and_exported_networks_are_cut_alike(toy_checkpoint: Path, toy_onnx: Path) -> None:
+    with load(toy_checkpoint) as eager, load(toy_onnx) as exported:
+        assert eager.backend.footprint == exported.backend.footprint
+        for hw in ((1080, 1920), (4000, 3001)):
+            assert eager.plan(hw) == exported.plan(hw)
+            exact = Tiling(halo="exact")
+            assert eager.plan(hw, exact) == exported.plan(hw, exact)
