@@ -18,7 +18,7 @@ from fcn_deploy.spec import ModelSpec
 SCORE_STRIDE = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
 BACKBONES = ("resnet18", "resnet34", "resnet50")
 BYTES_PER_PIXEL = {"resnet18": 160.0, "resnet34": 160.0, "resnet50": 288.0}
-"""Memory of a crop while it is computed, as :mod:`fcn_deploy.onnx_footprint` has it of the graph."""
+"""Memory of a crop while it is computed; :mod:`fcn_deploy.onnx_footprint` says it of the graph."""
 
 # Positions of layer2 (stride 8), layer3 (16) and layer4 (32) in a ResNet without its last two
 # layers.
