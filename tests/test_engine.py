@@ -78,7 +78,7 @@ def test_fp16_that_is_not_is_never_written(
         return model
 
     monkeypatch.setattr(engine, "_typed", unchanged)
-    with pytest.raises(CheckFailedError, match="0 of 24 convolutions are typed FP16"):
+    with pytest.raises(CheckFailedError, match="0 of 24 layers with weights are typed FP16"):
         build_engine(toy_onnx, tmp_path / "model.plan", RTX, crops=None)
     assert list(tmp_path.iterdir()) == []
 
@@ -107,7 +107,7 @@ def test_one_float32_layer_is_found(
         return typed
 
     monkeypatch.setattr(engine, "_typed", one_left_out)
-    with pytest.raises(CheckFailedError, match="23 of 24 convolutions are typed FP16"):
+    with pytest.raises(CheckFailedError, match="23 of 24 layers with weights are typed FP16"):
         build_engine(toy_onnx, tmp_path / "model.plan", RTX, crops=None)
 
 
