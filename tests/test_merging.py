@@ -366,7 +366,7 @@ def test_a_halo_of_what_the_network_sees_is_exact_and_a_smaller_one_is_not(
         )
         assert (exact.labels == whole.labels).mean() > 0.9999
         cut = model.segment(image, tile=(32 * cells + 64, 96), halo=0)
-        assert (cut != whole.labels).mean() > 0.001
+        assert (cut != whole.labels).any()
 
 
 # Property 9

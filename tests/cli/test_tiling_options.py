@@ -92,7 +92,10 @@ def test_outputs_that_there_are_not_are_refused(arguments: tuple[str, ...], word
     assert not Path("segmented").exists()
 
 
-@pytest.mark.parametrize(("arguments", "words"), BAD[3:10])
+# Its images fit into one crop of 256x256, of which no border is thrown away.
+@pytest.mark.parametrize(
+    ("arguments", "words"), [case for case in BAD[3:10] if "256x256" not in case[0]]
+)
 def test_evaluate_refuses_the_same(
     arguments: tuple[str, ...], words: str, toy_onnx: Path, toy_data: Path
 ) -> None:
