@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import glob
+import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from itertools import tee
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fcn_deploy.errors import DataError, EnvironmentFault, InputError, UsageError
 from fcn_deploy.image import MAX_PIXELS, SUFFIXES
@@ -20,7 +25,9 @@ from fcn_deploy.outputs import (
     Outputs,
     georeference_of,
     open_source,
+    read_small,
 )
+from fcn_deploy.read_ahead import mapped
 from fcn_deploy.segment import Segmenter, Tiling
 from fcn_deploy.tiling import CropGrid
 
@@ -193,20 +200,23 @@ def segment_items(
     _require_packages(save, mask_format)
     job = _Job(model, out, save, tiling, mask_format, max_pixels, on_rows)
     reports = []
-    for item in items:
-        try:
-            report = _segment_item(job, item)
-        except EnvironmentFault as error:
-            cause = error.__cause__
-            if not isinstance(cause, OSError) or cause.errno != errno.ENAMETOOLONG:
-                raise
-            report = ItemReport(str(item.source), "failed", error.problem)
-        except InputError as error:
-            report = ItemReport(str(item.source), "failed", error.problem)
-        reports.append(report)
-        if on_item is not None:
-            on_item(report)
+    # Three stages that overlap: images are decoded in advance, the network runs in this thread
+    # alone, and masks are encoded while the next image is under way.
+    with ExitStack() as stages:
+        listed, read = tee(items)
+        images = stages.enter_context(closing(mapped(job.read, read, _io_threads())))
+        computed = (_computed(job, item, image) for item, image in zip(listed, images, strict=True))
+        written = stages.enter_context(closing(mapped(_written, computed, _io_threads())))
+        for report in written:
+            reports.append(report)
+            if on_item is not None:
+                on_item(report)
     return reports
+
+
+def _io_threads() -> int:
+    """Half of the cores, and no more than memory should hold images of."""
+    return max(min((os.cpu_count() or 1) // 2, 4), 1)
 
 
 @dataclass(frozen=True)
@@ -221,6 +231,10 @@ class _Job:
     max_pixels: int
     on_rows: OnRows | None
 
+    def read(self, item: Item) -> NDArray[np.uint8] | None:
+        """The pixels of an image that is small enough to be read in advance."""
+        return read_small(item.source, max_pixels=self.max_pixels)
+
 
 def _require_packages(save: tuple[str, ...], mask_format: MaskFormat) -> None:
     """Find out before the work that rasterio is missing."""
@@ -228,9 +242,50 @@ def _require_packages(save: tuple[str, ...], mask_format: MaskFormat) -> None:
         import fcn_deploy.raster  # noqa: F401 - raises MissingExtraError
 
 
-def _segment_item(job: _Job, item: Item) -> ItemReport:
+@dataclass(frozen=True)
+class _Computed:
+    """An image whose files may not be written yet.
+
+    Attributes:
+        report: What became of it, once ``outputs`` are written.
+        outputs: Its files; ``None`` where nothing is left to write.
+        bands: What to write into them.
+    """
+
+    report: ItemReport
+    outputs: Outputs | None = None
+    bands: tuple[Band, ...] = ()
+
+
+def _computed(job: _Job, item: Item, image: NDArray[np.uint8] | None) -> _Computed:
+    try:
+        return _segment_item(job, item, image)
+    except (EnvironmentFault, InputError) as error:
+        return _Computed(_failed(item.source, error))
+
+
+def _failed(source: Path | str, error: EnvironmentFault | InputError) -> ItemReport:
+    """The report of an image that failed; what concerns all images is raised again."""
+    cause = error.__cause__
+    too_long = isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG
+    if isinstance(error, EnvironmentFault) and not too_long:
+        raise error
+    return ItemReport(str(source), "failed", error.problem)
+
+
+def _written(computed: _Computed) -> ItemReport:
+    if computed.outputs is None:
+        return computed.report
+    try:
+        computed.outputs.write(iter(computed.bands))
+    except (EnvironmentFault, InputError) as error:
+        return _failed(computed.report.source, error)
+    return computed.report
+
+
+def _segment_item(job: _Job, item: Item, image: NDArray[np.uint8] | None) -> _Computed:
     place = None if job.mask_format == "png" else georeference_of(item.source)
-    with open_source(item.source, max_pixels=job.max_pixels) as source:
+    with open_source(item.source, max_pixels=job.max_pixels, image=image) as source:
         grid = job.model.plan(source.image_hw, job.tiling)
         whole = getattr(source, "image", None)
         outputs = Outputs(
@@ -245,6 +300,9 @@ def _segment_item(job: _Job, item: Item) -> ItemReport:
             mask_format=job.mask_format,
             max_pixels=job.max_pixels,
         )
+        report = ItemReport(
+            str(item.source), "done", "", outputs.paths, *grid.image_hw, len(grid), *grid.crop_hw
+        )
         bands = job.model.bands(
             source if whole is None else whole,
             grid,
@@ -252,10 +310,11 @@ def _segment_item(job: _Job, item: Item) -> ItemReport:
             wanted=outputs.wanted,
         )
         with closing(bands):
-            outputs.write(_told(bands, item, grid, job.on_rows))
-    return ItemReport(
-        str(item.source), "done", "", outputs.paths, *grid.image_hw, len(grid), *grid.crop_hw
-    )
+            told = _told(bands, item, grid, job.on_rows)
+            if image is not None and not outputs.wanted.probabilities:
+                return _Computed(report, outputs, tuple(told))
+            outputs.write(told)
+    return _Computed(report)
 
 
 def _told(

@@ -65,20 +65,40 @@ class _Whole:
 
 
 @contextmanager
-def open_source(path: Path, *, max_pixels: int = MAX_PIXELS) -> Iterator[Source]:
+def open_source(
+    path: Path, *, max_pixels: int = MAX_PIXELS, image: NDArray[np.uint8] | None = None
+) -> Iterator[Source]:
     """Open an image: by rows if it is large and its format allows it, else whole.
 
     TIFF that Pillow does not read, such as multispectral ones, is read by GDAL where the extra
     ``large`` is installed.
 
+    Args:
+        path: The file.
+        max_pixels: Larger images are refused, judged from their header.
+        image: Its pixels, where they were read already.
+
     Raises:
         InputError: Not readable, damaged, too large, or its pixels have no defined range.
     """
-    source = _open(path, max_pixels)
+    source = _open(path, max_pixels) if image is None else _Whole(image)
     try:
         yield source
     finally:
         source.close()
+
+
+def read_small(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8] | None:
+    """An image that :func:`open_source` would read whole and without GDAL; ``None`` otherwise.
+
+    For reading in advance: whatever is wrong with it, :func:`open_source` will say.
+    """
+    try:
+        with open_image(path, max_pixels=max_pixels) as image:
+            small = image.width * image.height <= STREAM_PIXELS
+        return read_image(path, max_pixels=max_pixels) if small else None
+    except InputError:
+        return None
 
 
 def _open(path: Path, max_pixels: int) -> Source:

@@ -1,13 +1,16 @@
-"""Do the next piece of work in a thread while the last one is being used."""
+"""Do the next pieces of work in threads while the last one is being used."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class _Raised(Generic[Item]):
@@ -64,3 +67,31 @@ def ahead(items: Iterable[Item], depth: int = 1) -> Generator[Item, None, None]:
     finally:
         stop.set()
         thread.join()
+
+
+def mapped(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """Yield ``function(item)`` in order, computed in threads while the caller goes on.
+
+    ``items`` are taken in the caller's thread, ``workers`` further ones than were yielded. What
+    ``function`` raises is raised here, in its place; what is under way ends before this generator
+    is closed.
+
+    Args:
+        function: Called in another thread.
+        items: Its arguments.
+        workers: Threads, and results that wait.
+    """
+    with ThreadPoolExecutor(workers, "fcn-deploy-mapped") as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcn_deploy.read_ahead import ahead
+from fcn_deploy.read_ahead import ahead, mapped
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +137,54 @@ def test_one_may_read_ahead_of_another() -> None:
     assert next(items) == 0
     items.close()
     gc.collect()
+
+
+@given(st.lists(st.integers()), st.integers(1, 5))
+@settings(max_examples=50, deadline=None)
+def test_mapped_results_come_in_order(items: list[int], workers: int) -> None:
+    assert list(mapped(lambda item: 2 * item, iter(items), workers)) == [2 * i for i in items]
+
+
+def test_items_are_taken_here_and_no_further_than_there_are_workers() -> None:
+    taken: list[int] = []
+    computed_in: set[str] = set()
+
+    def numbers() -> Iterator[int]:
+        for number in range(10):
+            assert threading.current_thread() is threading.main_thread()
+            taken.append(number)
+            yield number
+
+    def compute(number: int) -> int:
+        computed_in.add(threading.current_thread().name)
+        return number
+
+    for number in mapped(compute, numbers(), 2):
+        assert len(taken) == min(number + 3, 10)
+    assert threading.main_thread().name not in computed_in
+
+
+def test_what_a_mapped_function_raises_comes_in_its_place() -> None:
+    def half(number: int) -> int:
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    streamed = mapped(half, range(9), 2)
+    assert [next(streamed) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(streamed)
+
+
+def test_closing_a_mapping_waits_for_what_is_under_way() -> None:
+    ended: list[int] = []
+
+    def slow(number: int) -> int:
+        time.sleep(0.05)
+        ended.append(number)
+        return number
+
+    streamed = mapped(slow, range(100), 2)
+    next(streamed)
+    streamed.close()
+    assert 1 <= len(ended) <= 4
