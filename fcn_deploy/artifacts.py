@@ -10,6 +10,7 @@ A run folder holds everything made of one training::
         model.onnx            uint8 image in; labels, logits and scores out
         model.fp16.onnx       the same, FP16 inside
         model.fp16.plan       TensorRT engine, and its passport model.fp16.plan.json
+        model.fp16.trunk.plan, model.fp16.head.plan    parts of that engine, for crops
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fcn_deploy.errors import EnvironmentFault, ModelError, UsageError
+from fcn_deploy.errors import EngineError, EnvironmentFault, ModelError, UsageError
 
 RUNS = Path("runs")
 BEST = "best.safetensors"
@@ -30,6 +31,9 @@ LAST = "last.safetensors"
 ONNX = "model.onnx"
 ONNX_FP16 = "model.fp16.onnx"
 TRAIN_RECORD = "train.json"
+
+PARTS = ("trunk", "head")
+"""Plans that are parts of an engine: ``NAME.trunk.plan`` belongs to ``NAME.plan``."""
 
 SUFFIX_BACKEND = {".safetensors": "eager", ".onnx": "ort", ".plan": "trt"}
 """Which backend runs a file, by its suffix."""
@@ -140,7 +144,13 @@ def newest_run(root: Path = RUNS) -> Path:
 
 def _whole(folder: Path, pattern: str) -> list[Path]:
     # A killed atomic_path leaves its temporary file behind, dot and suffix and all.
-    return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+    files = [path for path in folder.glob(pattern) if not path.name.startswith(".")]
+    return [path for path in files if not is_part(path)]
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is a trunk or a head, which is nothing without its whole plan."""
+    return path.suffix == ".plan" and path.stem.rpartition(".")[2] in PARTS
 
 
 def _last_write(run: Path) -> int:
@@ -170,7 +180,8 @@ def find_model(model: Path | None, *, suffixes: tuple[str, ...]) -> Path:
         if found:
             return (preferred or found)[-1]
     kinds = " or ".join(suffixes)
-    raise ModelError(f"{run} holds no {kinds} file.", _remedy(suffixes[0]))
+    kind = EngineError if suffixes == (".plan",) else ModelError
+    raise kind(f"{run} holds no {kinds} file.", _remedy(suffixes[0]))
 
 
 def _remedy(suffix: str) -> str:

@@ -4,6 +4,7 @@ Anything else that escapes the package is a bug and keeps its traceback::
 
     FcnDeployError            4  refused before work: model, data set, configuration
     |-- ModelError            4  the model file, or what it holds, is not usable
+    |   `-- EngineError       4  an engine that building it again would mend
     |-- DataError             4  the data set is not usable
     |-- UsageError            2  the arguments contradict each other or the model
     |   `-- ShapeError        2  a shape the model or its optimization profile does not take
@@ -11,6 +12,7 @@ Anything else that escapes the package is a bug and keeps its traceback::
     |-- EnvironmentFault      5  disk, permission, device, driver
     |   |-- MissingExtraError 5  a package is not installed; names the pip command
     |   `-- DeviceError       5  no such device, or it does not work
+    |       `-- DeviceMemoryError  5  too little memory for this much at once
     `-- CheckFailedError      6  parity, non-finite output, threshold
 """
 
@@ -40,6 +42,10 @@ class FcnDeployError(Exception):
 
 class ModelError(FcnDeployError):
     """A model file is damaged, foreign, unsafe or not what the command needs."""
+
+
+class EngineError(ModelError):
+    """A plan is stale, damaged, of another GPU or release: building it again mends that."""
 
 
 class DataError(FcnDeployError):
@@ -85,6 +91,10 @@ class MissingExtraError(EnvironmentFault):
 
 class DeviceError(EnvironmentFault):
     """A device or execution provider is missing or does not work."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device has too little memory for as much as was asked of it at once."""
 
 
 class CheckFailedError(FcnDeployError):

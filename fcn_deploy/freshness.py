@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from fcn_deploy.artifacts import sha256
-from fcn_deploy.errors import ModelError
+from fcn_deploy.errors import EngineError, ModelError
 from fcn_deploy.passport import read_passport
 from fcn_deploy.spec import SOURCE_KEY
 
@@ -23,12 +23,13 @@ def require_fresh(artifact: Path) -> None:
     Raises:
         ModelError: Names the source and the command that mends it; or the file is not usable.
     """
+    kind: type[ModelError] = ModelError
     if artifact.suffix == ".onnx":
         made_from, remedy = _source_of_onnx(artifact), "Make it again: fcn-deploy export"
     elif artifact.suffix == ".plan":
         passport = read_passport(artifact)
         made_from = (passport.source, passport.source_sha256)
-        remedy = "Make it again: fcn-deploy build-engine --fp16"
+        remedy, kind = "Make it again: fcn-deploy build-engine --fp16", EngineError
     else:
         return
     name, digest = made_from
@@ -36,7 +37,7 @@ def require_fresh(artifact: Path) -> None:
     if source == artifact or not source.is_file():
         return
     if sha256(source) != digest:
-        raise ModelError(
+        raise kind(
             f"{artifact} was made from another {name} than the one beside it.",
             f"{remedy}; or name the file that you mean.",
         )

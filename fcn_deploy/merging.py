@@ -14,18 +14,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcn_deploy.tiling import CropGrid, Span
-from fcn_deploy.upsample import Fields, FloatArray, Upsampling, Wanted, fields_of
+from fcn_deploy.upsample import Fields, FloatArray, Upsampler, Wanted, as_pixels, fields_of
 
 Blend = Literal["mean", "gaussian", "hann"]
 BLENDS: tuple[Blend, ...] = get_args(Blend)
-
-Number = TypeVar("Number", bound=np.generic)
 
 _BAND_BYTES = 1 << 20
 """About as many labels are decided at once."""
@@ -73,7 +71,7 @@ class Band:
 def merge_scores(
     grid: CropGrid,
     scores: Iterable[FloatArray],
-    upsampling: Upsampling,
+    upsampling: Upsampler,
     *,
     wanted: Wanted = Wanted(),
     blend: Blend = "mean",
@@ -117,7 +115,7 @@ class _Merge:
     """One merging of scores: what stays the same from span to span."""
 
     grid: CropGrid
-    upsampling: Upsampling
+    upsampling: Upsampler
     wanted: Wanted
     blend: Blend
 
@@ -174,7 +172,8 @@ class _Merge:
         self, band: Fields, span: Span, rows: tuple[int, int], columns: list[Span], alive: Alive
     ) -> None:
         """Decide regions by the average of their crops' cells, side by side in one go."""
-        s, cells, left, offset = self.upsampling.stride, [], [], 0
+        s, offset = self.upsampling.stride, 0
+        cells, left = [], []
         for column in columns:
             crops = [(r, c) for r in span.crops for c in column.crops]
             region = self._cells(span, column, alive, crops[0], rows)
@@ -183,22 +182,27 @@ class _Merge:
             cells.append(region if len(crops) == 1 else region * np.float32(1 / len(crops)))
             left.append(np.arange(offset, offset + column.size // s + 1))
             offset += column.size // s + 2
-        pixels = self._decided(np.concatenate(cells, 1), np.concatenate(left))
-        place = s // 2
+        pixels, places = self._decided(np.concatenate(cells, 1), np.concatenate(left))
+        window = 0
         for column in columns:
-            _copy(pixels, (s // 2 if rows[0] == 0 else 0, place), band, column)
-            place += column.size + s
+            start = (s // 2 if rows[0] == 0 else 0, int(places[window]) + s // 2)
+            _copy(pixels, start, band, column)
+            window += column.size // s + 1
 
-    def _decided(self, cells: FloatArray, left: NDArray[np.intp]) -> Fields:
-        """Fields of all windows, laid out as pixels (rows * s, len(left) * s)."""
+    def _decided(
+        self, cells: FloatArray, left: NDArray[np.intp]
+    ) -> tuple[Fields, NDArray[np.intp]]:
+        """Fields of all windows, laid out as pixels, and at which column each window begins."""
         if not self.wanted:
-            return Fields(_as_pixels(self.upsampling.labels(cells, left)))
+            labels, places = self.upsampling.pixels(cells, left)
+            return Fields(labels), places
         pieces = [
-            fields_of(logits, self.wanted).map(_as_pixels).arrays()
+            fields_of(logits, self.wanted).map(as_pixels).arrays()
             for _, logits in self.upsampling.logits(cells, left)
         ]
         joined = iter([np.concatenate(parts, -2) for parts in zip(*pieces, strict=True)])
-        return self.wanted.empty((0, 0), 0).map(lambda _: next(joined))
+        fields = self.wanted.empty((0, 0), 0).map(lambda _: next(joined))
+        return fields, np.arange(len(left)) * self.upsampling.stride
 
     def _blend(
         self,
@@ -217,7 +221,7 @@ class _Merge:
         for row in span.crops:
             for col in column.crops:
                 cells = self._cells(span, column, alive, (row, col), rows)
-                parts = [_as_pixels(part) for _, part in self.upsampling.logits(cells, left)]
+                parts = [as_pixels(part) for _, part in self.upsampling.logits(cells, left)]
                 logits = np.concatenate(parts, 1)[
                     :, skip : skip + bottom - top, s // 2 : s // 2 + column.size
                 ]
@@ -227,12 +231,6 @@ class _Merge:
                 here = y[:, None] * x
                 total, weight = total + logits * here, weight + here
         _copy(fields_of(total / weight, self.wanted), (0, 0), band, column)
-
-
-def _as_pixels(windows: NDArray[Number]) -> NDArray[Number]:
-    """Windows (..., r, k, s, s) laid out as pixels (..., r * s, k * s)."""
-    *more, r, k, s, _ = windows.shape
-    return windows.swapaxes(-3, -2).reshape(*more, r * s, k * s)
 
 
 def _copy(source: Fields, start: tuple[int, int], band: Fields, column: Span) -> None:

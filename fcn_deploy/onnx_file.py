@@ -15,6 +15,7 @@ try:
     import onnx.checker
     import onnx.helper
     import onnx.numpy_helper
+    import onnx.shape_inference
     import onnx.utils
     from onnx import ModelProto, NodeProto, TensorProto
 except ImportError as error:
@@ -131,7 +132,7 @@ def to_half(proto: ModelProto) -> ModelProto:
     be folded already, in float32: folding in half precision costs accuracy.
 
     Raises:
-        ModelError: A weight lies outside the range of FP16; names it.
+        ModelError: A weight lies outside the range of FP16, or the graph does not fit together.
     """
     half = ModelProto()
     half.CopyFrom(proto)
@@ -162,7 +163,13 @@ def to_half(proto: ModelProto) -> ModelProto:
     _cut_at_scores(nodes)
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    onnx.checker.check_model(half, full_check=True)
+    try:
+        onnx.checker.check_model(half, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        cause = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"The graph cannot be turned into FP16: {cause}.", "Export it again: fcn-deploy export"
+        ) from error
     return half
 
 

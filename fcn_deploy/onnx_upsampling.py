@@ -59,16 +59,65 @@ def to_matrix_form(proto: ModelProto) -> ModelProto:
     kept = [node for node in graph.node if node not in old]
     del graph.node[:]
     graph.node.extend(kept)
-    nodes, constants = _windows()
-    more, others = _outputs(classes, s)
-    graph.node.extend([*nodes, *more])
+    border = _constant("upsample.border", [0, 0, 1, 1, 0, 0, 1, 1])
+    cells = [
+        onnx.helper.make_node("Pad", [SCORES, border.name], ["upsample.padded"]),
+        onnx.helper.make_node(
+            "Transpose", ["upsample.padded"], ["upsample.cells"], perm=[0, 2, 3, 1]
+        ),
+    ]
+    nodes, constants = _windows(np.float32)
+    labels, more = _labels(classes, s)
+    cut, others = _cut_to_image(s)
+    graph.node.extend(_named([*cells, *nodes, *labels, *cut]))
     used = {name for node in kept for name in node.input}
     initializers = [weight for weight in graph.initializer if weight.name in used]
     del graph.initializer[:]
     matrix = onnx.numpy_helper.from_array(window_matrix(kernel, bias), MATRIX)
-    graph.initializer.extend([*initializers, *constants, *others, matrix])
+    graph.initializer.extend([*initializers, border, *constants, *more, *others, matrix])
     onnx.checker.check_model(changed, full_check=True)
     return changed
+
+
+def head_of(upsampling: Upsampling, *, half: bool, opset: int = 18) -> ModelProto:
+    """A model of the upsampling and arg-max alone: scores of merged crops to labels.
+
+    Input ``scores`` float32 (N, R, K, C), channels last as they are merged, the border cells being
+    those of what lies around; output ``labels`` uint8 (N, (R - 1) * s, (K - 1) * s): the windows
+    between these cells, and nothing beyond.
+
+    Args:
+        upsampling: The layer, as :func:`upsampling_of` returned it.
+        half: Multiply in FP16.
+        opset: ONNX operator set.
+    """
+    make, classes, s = onnx.helper.make_node, upsampling.num_classes, upsampling.stride
+    kind = np.float16 if half else np.float32
+    to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    nodes = [make("Cast", [SCORES], ["upsample.cells"], to=to)]
+    windows, constants = _windows(kind)
+    labels, more = _labels(classes, s)
+    nodes += [
+        *windows,
+        *labels,
+        make("Squeeze", ["upsample.wide", "upsample.one_channel"], ["upsample.labels"]),
+        make("Cast", ["upsample.labels"], [LABELS], to=TensorProto.UINT8),
+    ]
+    matrix = onnx.numpy_helper.from_array(upsampling.matrix.astype(kind), MATRIX)
+    channel = _constant("upsample.one_channel", [1])
+    float_input = onnx.helper.make_tensor_value_info(
+        SCORES, TensorProto.FLOAT, ["batch", "rows", "columns", classes]
+    )
+    output = onnx.helper.make_tensor_value_info(
+        LABELS, TensorProto.UINT8, ["batch", "height", "width"]
+    )
+    graph = onnx.helper.make_graph(
+        _named(nodes), "head", [float_input], [output], [*constants, *more, channel, matrix]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    model.ir_version = 10  # of opset 18 to 23, and read by every runtime that we support
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def _makes_labels(nodes: list[NodeProto], node: NodeProto) -> bool:
@@ -82,18 +131,14 @@ def _makes_labels(nodes: list[NodeProto], node: NodeProto) -> bool:
     return False
 
 
-def _windows() -> tuple[list[NodeProto], list[TensorProto]]:
-    """Scores (N, C, h, w) to windows (N, h + 1, w + 1, C * s * s)."""
+def _windows(kind: type[np.floating]) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Cells (N, R, K, C) to windows (N, R - 1, K - 1, C * s * s)."""
     make, far = onnx.helper.make_node, np.iinfo(np.int64).max
-    nodes = [
-        make("Pad", [SCORES, "upsample.border"], ["upsample.padded"]),
-        make("Transpose", ["upsample.padded"], ["upsample.cells"], perm=[0, 2, 3, 1]),
-    ]
+    nodes = []
     constants = [
-        _constant("upsample.border", [0, 0, 1, 1, 0, 0, 1, 1]),
         _constant("upsample.axes", [1, 2]),
         _constant("upsample.channel", [0, 0, 0, 0, 0, 0, 0, 1]),
-        onnx.numpy_helper.from_array(np.array(1, np.float32), "upsample.one"),
+        onnx.numpy_helper.from_array(np.array(1, kind), "upsample.one"),
     ]
     corners = []
     for down in (0, 1):
@@ -118,11 +163,24 @@ def _windows() -> tuple[list[NodeProto], list[TensorProto]]:
     return nodes, constants
 
 
-def _outputs(classes: int, s: int) -> tuple[list[NodeProto], list[TensorProto]]:
-    """Windows to logits (N, C, H, W) float32 and to labels (N, H, W) uint8."""
+def _labels(classes: int, s: int) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Windows to their most likely classes, as an image: float (N, 1, rows * s, columns * s)."""
+    make = onnx.helper.make_node
+    nodes = [
+        make("Reshape", ["upsample.windows", "upsample.by_class"], ["upsample.classes"]),
+        make("ArgMax", ["upsample.classes"], ["upsample.argmax"], axis=3, keepdims=0),
+        # By way of float: TensorRT makes uint8 from nothing else, and only at the end.
+        make("Cast", ["upsample.argmax"], ["upsample.winners"], to=TensorProto.FLOAT),
+        make("Transpose", ["upsample.winners"], ["upsample.deep"], perm=[0, 3, 1, 2]),
+        make("DepthToSpace", ["upsample.deep"], ["upsample.wide"], blocksize=s, mode="CRD"),
+    ]
+    return nodes, [_constant("upsample.by_class", [0, 0, 0, classes, s * s])]
+
+
+def _cut_to_image(s: int) -> tuple[list[NodeProto], list[TensorProto]]:
+    """Labels (N, H, W) uint8 and logits (N, C, H, W), the half windows at the border cut away."""
     make = onnx.helper.make_node
     constants = [
-        _constant("upsample.by_class", [0, 0, 0, classes, s * s]),
         _constant("upsample.half", [s // 2, s // 2]),
         _constant("upsample.minus_half", [-(s // 2), -(s // 2)]),
         _constant("upsample.image_axes", [2, 3]),
@@ -131,12 +189,6 @@ def _outputs(classes: int, s: int) -> tuple[list[NodeProto], list[TensorProto]]:
     cut = ["upsample.half", "upsample.minus_half", "upsample.image_axes"]
     nodes = [
         # Labels first: they must not wait for logits that nobody asked for.
-        make("Reshape", ["upsample.windows", "upsample.by_class"], ["upsample.classes"]),
-        make("ArgMax", ["upsample.classes"], ["upsample.argmax"], axis=3, keepdims=0),
-        # By way of float: TensorRT makes uint8 from nothing else, and only at the end.
-        make("Cast", ["upsample.argmax"], ["upsample.winners"], to=TensorProto.FLOAT),
-        make("Transpose", ["upsample.winners"], ["upsample.deep"], perm=[0, 3, 1, 2]),
-        make("DepthToSpace", ["upsample.deep"], ["upsample.wide"], blocksize=s, mode="CRD"),
         make("Slice", ["upsample.wide", *cut], ["upsample.cut"]),
         make("Squeeze", ["upsample.cut", "upsample.one_channel"], ["upsample.labels"]),
         make("Cast", ["upsample.labels"], [LABELS], to=TensorProto.UINT8),
@@ -150,9 +202,13 @@ def _outputs(classes: int, s: int) -> tuple[list[NodeProto], list[TensorProto]]:
         ),
         make("Slice", ["upsample.wide_logits", *cut], [LOGITS]),
     ]
+    return nodes, constants
+
+
+def _named(nodes: list[NodeProto]) -> list[NodeProto]:
     for node in nodes:
         node.name = f"{node.output[0]}.{node.op_type}"
-    return nodes, constants
+    return nodes
 
 
 def _constant(name: str, values: list[int]) -> TensorProto:

@@ -1,33 +1,66 @@
-"""The passport of a plan: a JSON beside it that says what it is, checked before it is loaded.
+"""The passport of an engine: a JSON beside it that says what it is, checked before it is loaded.
 
-A plan is native code to whoever deserialises it. The passport proves that a file is the one that
-was built, not that its builder was honest.
+A plan is native code to whoever deserialises it. The passport proves that files are those that were
+built together, not that their builder was honest.
+
+An engine is several files under one passport, ``model.fp16.plan.json``::
+
+    model.fp16.plan             whole: image to labels; for trtexec, Triton, and images in one piece
+    model.fp16.trunk.plan       image to scores, which are merged on the host
+    model.fp16.head.plan        merged scores to labels
+    model.fp16.upsampling.npy   the weights of the head, for all that needs more than labels
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fcn_deploy.artifacts import sha256, write_atomically
-from fcn_deploy.errors import ModelError
+from fcn_deploy.artifacts import is_part, write_atomically
+from fcn_deploy.errors import EngineError, ModelError, UsageError
+from fcn_deploy.plan_header import REBUILD, read_header
+from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import ModelSpec
 
-MAGIC = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
-"""First bytes of a plan, by flavour."""
-
-REBUILD = "Build it again: fcn-deploy build-engine MODEL.onnx --fp16"
+FORMAT = 2
+WHOLE, TRUNK, HEAD, UPSAMPLING = "whole", "trunk", "head", "upsampling"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """An optimization profile: (N, H, W) of the smallest, best and largest input."""
+    """An optimization profile: (N, H, W) of the smallest, best and largest input.
+
+    H and W are pixels of crops, or cells of scores for a head.
+    """
 
     min: tuple[int, int, int]
     opt: tuple[int, int, int]
     max: tuple[int, int, int]
+
+    def takes(self, shape: tuple[int, int, int]) -> bool:
+        """Whether an input (N, H, W) lies inside."""
+        return all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of an engine.
+
+    Attributes:
+        file: Its name, beside the passport.
+        sha256: Of its bytes.
+        profiles: Of its input; none for weights.
+    """
+
+    file: str
+    sha256: str
+    profiles: tuple[Profile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,52 +71,63 @@ class Precision:
         computes: ``fp16`` or ``fp32``.
         fp16_layers: Layers with weights whose input and output the parsed network types as FP16.
         layers: All of these: convolutions, transposed ones, matrix products.
+        fp16_arithmetic: Share of the multiply-adds whose weights are FP16, in [0, 1].
         fp16_weights: Share of the convolutions' weights whose FP16 bytes lie in the plan, in
             [0, 1].
         fp32_weights: The same of their float32 bytes.
+        kernels: Kernels of the built engine by the type they compute in, read back through the
+            library's inspector; ``None`` where the engine cannot be loaded (no GPU).
     """
 
     computes: str
     fp16_layers: int
     layers: int
+    fp16_arithmetic: float
     fp16_weights: float
     fp32_weights: float
+    kernels: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class Passport:
-    """What is true of one plan file.
+    """What is true of one engine.
 
     Attributes:
-        plan_sha256: Of the plan's bytes.
+        parts: Its files, by role: ``whole``, and ``trunk``, ``head``, ``upsampling`` where the
+            model can be merged as scores.
         source: Name of the ONNX file that it was built from.
         source_sha256: Of its bytes.
         flavour: ``tensorrt`` or ``rtx``.
         version: Of the flavour's library.
         targets: Compute capabilities it was built for, such as ``sm86``; ``portable`` where the
             flavour chose.
-        profile: The shapes it takes.
+        options: How it was built, and how it would be built again.
         precision: What it computes in.
         parity: How its graph compared with the model it was made from; ``None`` if it was not.
         spec: The model's description.
         halo: Pixels of a crop's border that what lies beyond it would change; ``None``: not known.
     """
 
-    plan_sha256: str
+    parts: Mapping[str, Part]
     source: str
     source_sha256: str
     flavour: str
     version: str
     targets: tuple[str, ...]
-    profile: Profile
+    options: EngineOptions
     precision: Precision
     parity: dict[str, Any] | None
     spec: ModelSpec
     halo: int | None = None
 
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Crops that it takes."""
+        return self.parts[WHOLE].profiles
+
     def to_json(self) -> str:
         """Readable JSON."""
-        fields = {"format": 1, **asdict(self), "spec": json.loads(self.spec.to_json())}
+        fields = {"format": FORMAT, **asdict(self), "spec": json.loads(self.spec.to_json())}
         return json.dumps(fields, indent=2)
 
     @classmethod
@@ -91,19 +135,63 @@ class Passport:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ModelError: Not a passport.
+            EngineError: Not a passport, or of another release.
         """
         try:
             fields = json.loads(text)
-            if fields.pop("format") != 1:
-                raise ModelError("The passport is of another release.", REBUILD)
+            if fields.pop("format") != FORMAT:
+                raise EngineError("The passport is of another release.", REBUILD)
             fields["spec"] = ModelSpec.from_json(json.dumps(fields["spec"]))
-            fields["profile"] = Profile(**{k: _nhw(v) for k, v in fields["profile"].items()})
+            fields["parts"] = {role: _part(part) for role, part in fields["parts"].items()}
+            fields["options"] = _options(fields["options"])
             fields["precision"] = Precision(**fields["precision"])
             fields["targets"] = tuple(fields["targets"])
-            return cls(**fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(f"The passport cannot be read: {error}.", REBUILD) from error
+            passport = cls(**fields)
+            _require_sound(passport)
+        except EngineError:
+            raise
+        except (ModelError, UsageError) as error:
+            raise EngineError(f"The passport cannot be read: {error.problem}", REBUILD) from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise EngineError(f"The passport cannot be read: {error}.", REBUILD) from error
+        except RecursionError as error:
+            raise EngineError("The passport is no passport.", REBUILD) from error
+        return passport
+
+
+def _require_sound(passport: Passport) -> None:
+    """Refuse values that would fail where they are used: the file may be anybody's."""
+    if not passport.parts[WHOLE].profiles:
+        raise ValueError("it has no profile")
+    names = (passport.source, passport.source_sha256, passport.flavour, passport.version)
+    if not all(isinstance(text, str) for text in (*names, *passport.targets)):
+        raise TypeError("a text is none")
+    if Path(passport.source).name != passport.source:
+        raise ValueError(f"{passport.source!r} is not a file beside it")
+    if type(passport.halo) not in (int, type(None)):
+        raise TypeError(f"the halo is {passport.halo!r}")
+    passport.options.check(step=1)
+
+
+def _part(fields: dict[str, Any]) -> Part:
+    if not fields["file"] or Path(fields["file"]).name != fields["file"]:
+        raise ValueError(f"{fields['file']!r} is not a file beside it")
+    profiles = [Profile(**{k: _nhw(v) for k, v in p.items()}) for p in fields["profiles"]]
+    return Part(fields["file"], str(fields["sha256"]), tuple(profiles))
+
+
+def _options(fields: dict[str, Any]) -> EngineOptions:
+    shapes = [
+        Shapes(_hw(entry["min_hw"]), _hw(entry["opt_hw"]), _hw(entry["max_hw"]), entry["max_batch"])
+        for entry in fields.pop("profiles")
+    ]
+    targets = tuple(fields.pop("targets"))
+    return EngineOptions(**fields, profiles=tuple(shapes), targets=targets)
+
+
+def _hw(values: list[int]) -> tuple[int, int]:
+    height, width = (int(value) for value in values)
+    return height, width
 
 
 def _nhw(values: list[int]) -> tuple[int, int, int]:
@@ -116,44 +204,94 @@ def passport_path(plan: Path) -> Path:
     return plan.with_name(plan.name + ".json")
 
 
-def write_plan(path: Path, plan: bytes, passport: Passport) -> None:
-    """Write a plan and its passport.
+def part_path(plan: Path, role: str) -> Path:
+    """Where a part of an engine lies, by the path of its whole plan."""
+    if role == WHOLE:
+        return plan
+    return plan.with_name(f"{plan.stem}.{role}{'.npy' if role == UPSAMPLING else plan.suffix}")
 
-    The passport goes last: a crash in between leaves a plan that is refused, never a wrong one.
+
+def write_engine(path: Path, contents: Mapping[str, bytes], passport: Passport) -> None:
+    """Write the parts of an engine and their passport.
+
+    The passport goes last: a crash in between leaves an engine that is refused, never a wrong one.
 
     Raises:
         EnvironmentFault: A file cannot be written.
     """
-    write_atomically(path, plan)
+    for role, content in contents.items():
+        write_atomically(part_path(path, role), content)
     write_atomically(passport_path(path), passport.to_json().encode())
 
 
 def read_passport(plan: Path) -> Passport:
-    """The passport of a plan, after the plan was found to be the one it speaks of.
+    """The passport of an engine, after all of its files were found to be those it speaks of.
 
     Raises:
         ModelError: No plan, no passport, or they do not belong together.
     """
-    try:
-        with plan.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelError(f"{plan} cannot be read: {error.strerror}.") from error
-    if magic not in MAGIC:
-        raise ModelError(f"{plan} is not a TensorRT plan, or something precedes it.", REBUILD)
+    return read_engine(plan)[0]
+
+
+def read_engine(plan: Path) -> tuple[Passport, dict[str, bytes]]:
+    """The passport of an engine and the bytes of its parts, which were checked against it.
+
+    Raises:
+        ModelError: No plan, no passport, or they do not belong together.
+    """
+    if is_part(plan):
+        whole = plan.with_name(f"{plan.stem.rpartition('.')[0]}{plan.suffix}")
+        raise ModelError(f"{plan} is one part of an engine.", f"Name the whole one: {whole}")
+    header = read_header(plan)
     sidecar = passport_path(plan)
     if not sidecar.is_file():
-        raise ModelError(
+        raise EngineError(
             f"{plan} has no passport beside it, {sidecar.name}: who built it, and for what?",
-            "A plan is native code. " + REBUILD,
+            f"A plan is native code. {REBUILD}\nOr, if you know its builder: --trust-engine",
         )
     try:
         text = sidecar.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"The passport {sidecar} cannot be read: {error}.", REBUILD) from error
+        raise EngineError(f"The passport {sidecar} cannot be read: {error}.", REBUILD) from error
     passport = Passport.from_json(text)
-    if passport.flavour != MAGIC[magic]:
-        raise ModelError(f"{plan} is a plan of {MAGIC[magic]}, its passport is not.", REBUILD)
-    if sha256(plan) != passport.plan_sha256:
-        raise ModelError(f"{plan} is not the file that its passport speaks of.", REBUILD)
-    return passport
+    if passport.flavour != header.flavour:
+        raise EngineError(f"{plan} is a plan of {header.flavour}, its passport is not.", REBUILD)
+    contents = {}
+    for role, part in passport.parts.items():
+        path = plan if role == WHOLE else plan.with_name(part.file)
+        try:
+            contents[role] = path.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: no file can be called so
+            cause = error.strerror if isinstance(error, OSError) else error
+            raise EngineError(
+                f"{path} cannot be read, a part of {plan.name}: {cause}.", REBUILD
+            ) from error
+        if hashlib.sha256(contents[role]).hexdigest() != part.sha256:
+            raise EngineError(f"{path} is not the file that its passport speaks of.", REBUILD)
+    return passport, contents
+
+
+def last_passport(plan: Path) -> Passport | None:
+    """The passport beside a plan, whether or not it still fits; ``None`` where none is readable."""
+    try:
+        return Passport.from_json(passport_path(plan).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ModelError):
+        return None
+
+
+def source_of(plan: Path) -> Path:
+    """The ONNX file beside a plan that it was built from, as far as that is known.
+
+    Raises:
+        ModelError: There is none.
+    """
+    passport = last_passport(plan)
+    names = [] if passport is None else [passport.source]
+    names += [f"{plan.stem}.onnx", f"{plan.stem.removesuffix('.fp16')}.onnx"]
+    for name in names:
+        if name and plan.with_name(name).is_file():
+            return plan.with_name(name)
+    raise ModelError(
+        f"There is no {names[-1]} beside {plan} to build it from.",
+        "Name it: fcn-deploy build-engine MODEL.onnx --fp16",
+    )

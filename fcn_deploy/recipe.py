@@ -1,35 +1,42 @@
-"""What an engine is built for: shapes, batch, precision, flavour and devices."""
+"""A deployment target: what an engine is built for, and how images are segmented there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
-from fcn_deploy.errors import ShapeError, UsageError
+from fcn_deploy.errors import ModelError, ShapeError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 FLAVOURS = ("auto", "tensorrt", "rtx")
+PRECISIONS = ("fp32", "fp16")
+COMPATIBILITIES = ("none", "ampere-plus", "same-compute-capability")
+LEVELS = range(6)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A deployment target.
+class Shapes:
+    """Crops that one optimization profile takes.
 
     Attributes:
-        fp16: Compute in half precision after normalisation.
-        flavour: ``tensorrt``, ``rtx``, or ``auto`` for what can build on this machine.
         min_hw: Smallest height and width in pixels.
         opt_hw: The height and width that the engine is made fastest for.
         max_hw: Largest height and width; with ``max_batch`` it decides the memory that is needed.
-        max_batch: Most crops in one call.
-        targets: Compute capabilities, such as ``sm86``; empty for the flavour's own choice.
+        max_batch: Most crops in one call, and how many the trunk is made fastest for.
     """
 
-    fp16: bool = False
-    flavour: str = "auto"
     min_hw: tuple[int, int] = (32, 32)
     opt_hw: tuple[int, int] = (512, 512)
     max_hw: tuple[int, int] = (1024, 1024)
     max_batch: int = 4
-    targets: tuple[str, ...] = ()
 
     def check(self, step: int) -> None:
         """Refuse what no engine can be built for.
@@ -39,12 +46,7 @@ class Recipe:
 
         Raises:
             ShapeError: Names the shape and what is wrong with it.
-            UsageError: There is no such flavour.
         """
-        if self.flavour not in FLAVOURS:
-            raise UsageError(
-                f"There is no flavour {self.flavour!r}.", f"Flavours: {', '.join(FLAVOURS)}."
-            )
         for name, hw in (("min", self.min_hw), ("opt", self.opt_hw), ("max", self.max_hw)):
             if min(hw) < step or any(size % step for size in hw):
                 raise ShapeError(
@@ -62,10 +64,211 @@ class Recipe:
             raise ShapeError(f"--max-batch {self.max_batch} is less than 1.")
 
 
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is built.
+
+    Attributes:
+        fp16: Compute in half precision after normalisation.
+        flavour: ``tensorrt``, ``rtx``, or ``auto`` for what can build on this machine.
+        profiles: One optimization profile each.
+        targets: Compute capabilities, such as ``sm86``; empty for the flavour's own choice.
+        workspace_mib: Most device memory that a layer may take while it runs; ``None``: the
+            library's own limit, which is all there is.
+        optimization_level: 0 (fastest build) to 5 (fastest engine); ``None``: the library's own.
+        hardware_compatibility: ``none``; ``ampere-plus`` for any GPU from Ampere on;
+            ``same-compute-capability`` for any of the same one. Each costs speed.
+        version_compatible: Let later releases of the library load the plan, too.
+        refit: Let weights be exchanged in the built engine.
+        dla_core: Deep-learning accelerator to run on what it can (Orin); the GPU does the rest.
+        timing_cache: Keep measurements of kernels from one build to the next.
+    """
+
+    fp16: bool = False
+    flavour: str = "auto"
+    profiles: tuple[Shapes, ...] = (Shapes(),)
+    targets: tuple[str, ...] = ()
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    refit: bool = False
+    dla_core: int | None = None
+    timing_cache: bool = True
+
+    def check(self, step: int) -> None:
+        """Refuse what no engine can be built for.
+
+        Args:
+            step: Output stride of the network, in pixels.
+
+        Raises:
+            ShapeError: Names the shape and what is wrong with it.
+            UsageError: A value that is not one of those there are.
+        """
+        _one_of("flavour", self.flavour, FLAVOURS)
+        _one_of("hardware compatibility", self.hardware_compatibility, COMPATIBILITIES)
+        if not self.profiles:
+            raise UsageError("An engine needs an optimization profile.")
+        for shapes in self.profiles:
+            shapes.check(step)
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise UsageError(f"A workspace of {self.workspace_mib} MiB is none.")
+        if self.optimization_level is not None and self.optimization_level not in LEVELS:
+            raise UsageError(f"Optimization levels are 0 to 5, not {self.optimization_level}.")
+        if self.dla_core is not None and self.dla_core < 0:
+            raise UsageError(f"There is no DLA core {self.dla_core}.")
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How ``segment`` runs on the target; ``None`` where the command's own default is right.
+
+    Attributes:
+        backend: ``eager``, ``ort`` or ``trt``.
+        provider: Execution provider of ONNX Runtime.
+        tile: ``auto``, ``whole``, or a size such as ``512x512``.
+        overlap: Pixels that neighbouring crops share.
+        max_memory_mib: What ``auto`` may use.
+    """
+
+    backend: str | None = None
+    provider: str | None = None
+    tile: str | None = None
+    overlap: int | None = None
+    max_memory_mib: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A deployment target, as a TOML file describes it.
+
+    Attributes:
+        device: What the target is called.
+        notes: What a person should know of it.
+        engine: How its engine is built; ``None`` for devices that run the ONNX file instead.
+        segment: How images are segmented there.
+    """
+
+    device: str
+    notes: str = ""
+    engine: EngineOptions | None = None
+    segment: SegmentOptions = SegmentOptions()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a TOML file: ``device``, ``notes``, and the tables ``engine`` and ``segment``.
+
+    Keys are those of the dataclasses, with ``precision`` for ``fp16``, and
+    ``[[engine.profiles]]`` of ``min``, ``opt`` and ``max`` (such as ``"512x512"``) and
+    ``max_batch``.
+
+    Raises:
+        ModelError: No such file, not TOML, an unknown key, or a value of the wrong kind; names it.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"The recipe {path} cannot be read: {error.strerror}.",
+            "Recipes for common devices lie in export/recipes/.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"The recipe {path} is not TOML: {error}.") from error
+    try:
+        return _recipe(content)
+    except ValueError as error:
+        raise ModelError(f"The recipe {path}: {error}.") from error
+
+
+def _recipe(content: dict[str, Any]) -> Recipe:
+    _require_known(content, ("device", "notes", "engine", "segment"), "the recipe")
+    engine = None
+    if "engine" in content:
+        table = dict(_table(content["engine"], "engine"))
+        precision = table.pop("precision", "fp32")
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"engine.precision is one of {', '.join(PRECISIONS)}, not {precision!r}"
+            )
+        profiles = table.pop("profiles", None)
+        engine = replace(_fill(EngineOptions(), table, "engine"), fp16=precision == "fp16")
+        if profiles is not None:
+            if not isinstance(profiles, list) or not profiles:
+                raise ValueError("engine.profiles is a list of tables, [[engine.profiles]]")
+            engine = replace(engine, profiles=tuple(_shapes(entry) for entry in profiles))
+    segment = _fill(SegmentOptions(), _table(content.get("segment", {}), "segment"), "segment")
+    names = {name: content.get(name, "") for name in ("device", "notes")}
+    if not all(isinstance(value, str) for value in names.values()) or not names["device"]:
+        raise ValueError("device is the name of the target, notes a text")
+    return Recipe(**names, engine=engine, segment=segment)
+
+
+def _shapes(entry: object) -> Shapes:
+    table = _table(entry, "engine.profiles")
+    _require_known(table, ("min", "opt", "max", "max_batch"), "engine.profiles")
+    sizes = {name: _hw(table[name], name) for name in ("min", "opt", "max") if name in table}
+    batch = table.get("max_batch", Shapes.max_batch)
+    if not isinstance(batch, int) or isinstance(batch, bool):
+        raise ValueError(f"engine.profiles.max_batch is a number, not {batch!r}")
+    given = fit_shapes(sizes.get("min"), sizes.get("opt"), sizes.get("max"))
+    return Shapes(**given, max_batch=batch)
+
+
+def _hw(value: object, name: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'engine.profiles.{name} is a size such as "512x512", not {value!r}')
+    return int(match[1]), int(match[2])
+
+
+_KINDS: dict[str, tuple[str, type]] = {
+    "str": ("a text", str),
+    "str | None": ("a text", str),
+    "bool": ("true or false", bool),
+    "int | None": ("a number", int),
+}
+
+
+def _fill(defaults: Any, table: Mapping[str, Any], where: str) -> Any:
+    """A copy of a dataclass with the values of a table; each must be of its field's kind."""
+    kinds = {field.name: str(field.type) for field in fields(defaults) if field.name != "fp16"}
+    kinds.pop("profiles", None)
+    _require_known(table, tuple(kinds), where)
+    given: dict[str, Any] = {}
+    for name, value in table.items():
+        if kinds[name].startswith("tuple"):
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"{where}.{name} is a list of texts, not {value!r}")
+            given[name] = tuple(value)
+            continue
+        words, kind = _KINDS[kinds[name]]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{where}.{name} is {words}, not {value!r}")
+        given[name] = value
+    return replace(defaults, **given)
+
+
+def _table(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is a table, not {value!r}")
+    return value
+
+
+def _require_known(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    if unknown := sorted(set(table) - set(known)):
+        raise ValueError(f"{where} has no {unknown[0]!r}; it has {', '.join(known)}")
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"There is no {what} {value!r}.", f"There are: {', '.join(known)}.")
+
+
 def fit_shapes(
     low: tuple[int, int] | None, best: tuple[int, int] | None, high: tuple[int, int] | None
 ) -> dict[str, tuple[int, int]]:
-    """Shapes of a recipe of which some were named: the defaults give way to those.
+    """Shapes of a profile of which some were named: the defaults give way to those.
 
     Args:
         low: Smallest height and width in pixels, or ``None``.
@@ -78,10 +281,10 @@ def fit_shapes(
     axes = []
     for axis in (0, 1):
         named = [hw[axis] for hw in (low, best, high) if hw is not None]
-        least = low[axis] if low else min([Recipe.min_hw[axis], *named])
-        most = high[axis] if high else max([Recipe.max_hw[axis], *named])
+        least = low[axis] if low else min([Shapes.min_hw[axis], *named])
+        most = high[axis] if high else max([Shapes.max_hw[axis], *named])
         axes.append(
-            (least, best[axis] if best else max(least, min(Recipe.opt_hw[axis], most)), most)
+            (least, best[axis] if best else max(least, min(Shapes.opt_hw[axis], most)), most)
         )
     (min_h, opt_h, max_h), (min_w, opt_w, max_w) = axes
     return {"min_hw": (min_h, min_w), "opt_hw": (opt_h, opt_w), "max_hw": (max_h, max_w)}

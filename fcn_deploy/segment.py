@@ -230,8 +230,9 @@ class Segmenter:
                     step=step,
                     min_hw=limits.min_hw,
                 )
-            fits = image_hw[0] <= most[0] and image_hw[1] <= most[1]
-            tile = None if fits else limits.opt_hw or most
+            holding = limits.holding(image_hw)
+            tile = None if holding else limits.opt_hw or most
+            limits = holding or limits
             if tile is not None:
                 overlap = min(overlap, min(tile) // 2)
         return plan_crops(image_hw, tile, overlap, step=step, min_hw=limits.min_hw, halo=halo)
@@ -319,7 +320,11 @@ class Segmenter:
 
 
 def load(
-    model: str | Path | None = None, *, backend: str = "auto", provider: str = "auto"
+    model: str | Path | None = None,
+    *,
+    backend: str = "auto",
+    provider: str = "auto",
+    trust_engine: bool = False,
 ) -> Segmenter:
     """Load a model: a file, a run folder, or the newest run under ``./runs``.
 
@@ -328,11 +333,13 @@ def load(
         backend: ``eager``, ``ort``, ``trt``; ``auto`` goes by the file, and in a folder prefers
             the ONNX file to the checkpoint.
         provider: ``cpu``, ``cuda``, ..., or ``auto`` for the best that really works.
+        trust_engine: Load a plan that has no passport, too: native code, of unknown origin.
 
     Raises:
         FcnDeployError: No such model, not usable, or its backend cannot run here.
     """
-    return Segmenter(open_backend(locate(model, backend), backend, provider))
+    path = locate(model, backend)
+    return Segmenter(open_backend(path, backend, provider, trust_engine=trust_engine))
 
 
 def locate(model: str | Path | None, backend: str = "auto") -> Path:

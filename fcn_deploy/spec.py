@@ -116,7 +116,7 @@ class ModelSpec:
             fields["mean"] = _three(fields["mean"])
             fields["std"] = _three(fields["std"])
             return cls(**fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ArithmeticError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"The model's description cannot be read: {error}.") from error
 
 

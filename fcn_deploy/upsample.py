@@ -22,11 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+Number = TypeVar("Number", bound=np.generic)
 
 _PIXELS_AT_ONCE = 1 << 18
 """Pixels of one class in work: 1 MiB of float32, which stays in a core's second-level cache."""
@@ -112,12 +114,41 @@ def window_matrix(kernel: FloatArray, bias: FloatArray) -> FloatArray:
     return np.concatenate([*quadrants, np.repeat(bias, s * s)[None]])
 
 
-class Upsampling:
-    """A transposed convolution that enlarges s times: kernel 2s, stride s, padding s/2, s even.
+class Upsampler(Protocol):
+    """The last transposed convolution, wherever it is computed: on the host or by an engine.
 
     Cells are float32 (rows + 1, K, C), channels last, and ``left`` says which of the K columns are
     the left cells of a window: window (i, j) lies between the cells (i, left[j]), (i, left[j] + 1)
     and the two below. Neighbouring windows may come from different crops.
+    """
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a window's side, s."""
+        ...
+
+    def pixels(
+        self, cells: FloatArray, left: NDArray[np.intp]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
+        """Most likely classes: uint8 (rows * s, ...), and at which column each window begins."""
+        ...
+
+    def logits(
+        self, cells: FloatArray, left: NDArray[np.intp]
+    ) -> Iterator[tuple[slice, FloatArray]]:
+        """Yield windows in pieces: which rows of them, and float32 (C, rows, len(left), s, s)."""
+        ...
+
+
+class Upsampling:
+    """A transposed convolution that enlarges s times: kernel 2s, stride s, padding s/2, s even.
+
+    Computed here; see :class:`Upsampler`.
 
     Args:
         matrix: As :func:`window_matrix` makes it.
@@ -127,6 +158,7 @@ class Upsampling:
     def __init__(self, matrix: FloatArray, num_classes: int) -> None:
         pixels = matrix.shape[1] // num_classes
         self.num_classes = num_classes
+        self.matrix = matrix
         self.stride = round(pixels**0.5)
         if matrix.shape != (4 * num_classes + 1, num_classes * self.stride**2) or self.stride % 2:
             raise ValueError(f"a matrix {matrix.shape} is not of {num_classes} classes")
@@ -157,6 +189,19 @@ class Upsampling:
                 rivals = np.flatnonzero(possible[some].any(0))
                 result[undecided[some]] = self._race(corners[some], rivals)
         return result.reshape(*shape, s, s)
+
+    def pixels(
+        self, cells: FloatArray, left: NDArray[np.intp]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
+        """Labels of windows side by side: uint8 (rows * s, len(left) * s), where each begins."""
+        return as_pixels(self.labels(cells, left)), np.arange(len(left)) * self.stride
+
+    def whole(self, scores: FloatArray) -> FloatArray:
+        """Logits (C, h * s, w * s) of a whole image, from its scores (C, h, w)."""
+        cells = np.pad(scores.transpose(1, 2, 0), ((1, 1), (1, 1), (0, 0)))
+        windows = self.logits(cells, np.arange(scores.shape[2] + 1))
+        cut = slice(self.stride // 2, -(self.stride // 2))
+        return np.concatenate([as_pixels(part) for _, part in windows], 1)[:, cut, cut]
 
     def logits(
         self, cells: FloatArray, left: NDArray[np.intp], *, at_once: int = _PIXELS_AT_ONCE // 8
@@ -233,6 +278,12 @@ class Upsampling:
             slack = slack + reach + np.take_along_axis(reach, leader, 1)
         possible: NDArray[np.bool_] = lead <= slack
         return possible
+
+
+def as_pixels(windows: NDArray[Number]) -> NDArray[Number]:
+    """Windows (..., r, k, s, s) laid out as pixels (..., r * s, k * s)."""
+    *more, r, k, s, _ = windows.shape
+    return windows.swapaxes(-3, -2).reshape(*more, r * s, k * s)
 
 
 def _corners(cells: FloatArray, left: NDArray[np.intp], windows: NDArray[np.intp]) -> FloatArray:

@@ -41,7 +41,7 @@ ROOMS = {
 # From the top of the house down; a module imports from its own floor or from below.
 FLOORS = (
     ("cli",),
-    ("training.train", "training.session", "training.to_onnx", "engine", "describe"),
+    ("training.train", "training.session", "training.to_onnx", "engine", "describe", "doctor"),
     ("evaluate", "batch", "parity", "report"),
     ("outputs",),
     ("segment",),
@@ -51,10 +51,13 @@ FLOORS = (
     ("backends.eager", "backends.ort", "backends.trt"),
     ("training",),
     ("freshness",),
-    ("backends", "onnx_footprint", "onnx_upsampling", "receptive"),
+    ("backends", "trusted_plan"),
+    ("onnx_parts",),
+    ("onnx_arithmetic", "onnx_footprint", "onnx_upsampling", "receptive"),
     ("logit_merging",),
     ("auto_tile", "merging"),
     ("tiling", "image", "dataset", "metrics", "onnx_file", "passport", "upsample"),
+    ("plan_header", "plan_name"),
     ("png_source", "tiff_source", "tiff_blocks"),
     ("row_reader",),
     ("artifacts", "classes", "png_rows", "reach", "read_ahead", "spec", "recipe"),

@@ -15,7 +15,7 @@ from fcn_deploy.artifacts import SUFFIX_BACKEND
 from fcn_deploy.auto_tile import Footprint
 from fcn_deploy.errors import CheckFailedError, ModelError, ShapeError, UsageError
 from fcn_deploy.spec import ModelSpec
-from fcn_deploy.upsample import Upsampling
+from fcn_deploy.upsample import Upsampler
 
 NAMES = ("eager", "ort", "trt")
 SUFFIXES = {name: suffix for suffix, name in SUFFIX_BACKEND.items()}
@@ -31,6 +31,7 @@ class ShapeLimits:
         opt_hw: The crop it is fastest at; ``None`` where it has no favourite.
         max_hw: Largest crop; ``None`` where only memory limits it.
         step: Heights and widths are multiples of it.
+        others: Of further optimization profiles.
     """
 
     max_batch: int | None = None
@@ -38,6 +39,15 @@ class ShapeLimits:
     opt_hw: tuple[int, int] | None = None
     max_hw: tuple[int, int] | None = None
     step: int = 32
+    others: tuple[ShapeLimits, ...] = ()
+
+    def holding(self, image_hw: tuple[int, int]) -> ShapeLimits | None:
+        """The limits that an image, padded to them, lies within as one crop; ``None``: none."""
+        for limits in (self, *self.others):
+            most = limits.max_hw
+            if most is None or (image_hw[0] <= most[0] and image_hw[1] <= most[1]):
+                return limits
+        return None
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse crops of (N, H, W, 3) that the model would resize, cut or fail on.
@@ -51,6 +61,8 @@ class ShapeLimits:
         if height % self.step or width % self.step:
             # No runtime enforces this: ONNX Runtime returns masks of another size without a word.
             raise ShapeError(f"Crops of {height}x{width} are no multiples of {self.step} pixels.")
+        if any(other._takes(batch, height, width) for other in self.others):
+            return
         if self.max_batch is not None and batch > self.max_batch:
             raise ShapeError(f"A batch of {batch} is more than the engine's {self.max_batch}.")
         low, high = self.min_hw, self.max_hw or (height, width)
@@ -60,6 +72,11 @@ class ShapeLimits:
                 f"{low[0]}x{low[1]} to {high[0]}x{high[1]}.",
                 "Pass another --tile, or build an engine for it: --min-shape, --max-shape.",
             )
+
+    def _takes(self, batch: int, height: int, width: int) -> bool:
+        low, high = self.min_hw, self.max_hw or (height, width)
+        fits = low[0] <= height <= high[0] and low[1] <= width <= high[1]
+        return fits and (self.max_batch is None or batch <= self.max_batch)
 
 
 class Backend(Protocol):
@@ -102,7 +119,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def upsampling(self) -> Upsampling | None:
+    def upsampling(self) -> Upsampler | None:
         """The last transposed convolution; ``None`` where its weights are not at hand.
 
         With it, crops are merged as scores, and without it as logits.
@@ -165,13 +182,16 @@ def check_finite(values: NDArray[np.float32], where: str) -> None:
         )
 
 
-def open_backend(path: Path, backend: str = "auto", provider: str = "auto") -> Backend:
+def open_backend(
+    path: Path, backend: str = "auto", provider: str = "auto", *, trust_engine: bool = False
+) -> Backend:
     """Load a model file; what kind of file it is decides what can run it.
 
     Args:
         path: ``.safetensors``, ``.onnx`` or ``.plan``.
         backend: ``eager``, ``ort``, ``trt``, or ``auto`` for the one that the file is made for.
         provider: ``cpu``, ``cuda``, ..., or ``auto`` for the best that really works.
+        trust_engine: Load a plan without a passport, too.
 
     Raises:
         UsageError: The backend does not run this kind of file.
@@ -199,4 +219,4 @@ def open_backend(path: Path, backend: str = "auto", provider: str = "auto") -> B
         return open_ort(path, provider)
     from fcn_deploy.backends.trt import open_trt
 
-    return open_trt(path, provider)
+    return open_trt(path, provider, trust_engine=trust_engine)

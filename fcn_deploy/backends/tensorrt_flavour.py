@@ -8,7 +8,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcn_deploy.errors import DeviceError, MissingExtraError
+from fcn_deploy.errors import DeviceError, EngineError, MissingExtraError
+from fcn_deploy.plan_header import REBUILD
 
 MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 EXTRAS = {"tensorrt": "trt", "rtx": "rtx"}
@@ -34,6 +35,11 @@ class Flavour:
         self.logger = _collector(self.trt, self.messages)
 
     @property
+    def is_rtx(self) -> bool:
+        """Whether it is TensorRT-RTX, which compiles kernels where the engine is loaded."""
+        return self.name == "rtx"
+
+    @property
     def version(self) -> str:
         """Version of the library."""
         return str(self.trt.__version__)
@@ -42,6 +48,11 @@ class Flavour:
     def first_error(self) -> str:
         """The first thing it complained of: without a GPU every error drags CUDA noise behind."""
         return self.messages[0] if self.messages else "no reason was given"
+
+    def can_load(self, runtime: Any, plan: bytes) -> bool:
+        """Whether RTX itself says that a plan loads here; it reads no more than its header."""
+        validity, _ = runtime.get_engine_validity(plan)
+        return bool(validity != self.trt.EngineValidity.INVALID)
 
 
 def _collector(trt: Any, messages: list[str]) -> Any:
@@ -54,6 +65,37 @@ def _collector(trt: Any, messages: list[str]) -> Any:
                 messages.append(message.strip().splitlines()[0])
 
     return Collector()
+
+
+_DIAGNOSES = {
+    "VERSION_MISMATCH": "it was built by another release of TensorRT-RTX",
+    "UNSUPPORTED_CC": "it was not built for this GPU",
+    "OLD_CUDA_DRIVER": "the NVIDIA driver here is too old for it",
+    "OLD_CUDA_RUNTIME": "the CUDA runtime here is too old for it",
+    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory for it",
+    "MALFORMED_ENGINE": "it is damaged",
+    "CUDA_ERROR": "CUDA does not work here",
+}
+_MENDED_ELSEWHERE = ("OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")
+
+
+def load_failure(
+    flavour: Flavour, runtime: Any, plan: bytes, name: str
+) -> DeviceError | EngineError:
+    """Why a plan does not load, in words: what RTX diagnoses, or what the library has logged."""
+    found: list[str] = []
+    if flavour.is_rtx:
+        _, bits = runtime.get_engine_validity(plan)
+        known = flavour.trt.EngineInvalidityDiagnostics
+        found = [word for word in _DIAGNOSES if int(bits) & int(getattr(known, word))]
+    cause = ", ".join(_DIAGNOSES[word] for word in found) or flavour.first_error
+    problem = f"{name} does not load with {flavour.name} {flavour.version}: {cause}."
+    if found and set(found) <= set(_MENDED_ELSEWHERE):
+        return DeviceError(problem, "See what is missing here: fcn-deploy doctor")
+    text = " ".join(flavour.messages).lower()
+    if "out of memory" in text or "outofmemory" in text:
+        return DeviceError(problem, "Free memory on the GPU, or build with a smaller --max-shape.")
+    return EngineError(problem, REBUILD)
 
 
 def import_flavour(name: str) -> Flavour:
@@ -137,6 +179,15 @@ def device_capability(cuda: Any) -> str:
     )
     major, minor = (cuda.cudaDeviceGetAttribute(kind, 0)[1] for kind in kinds)
     return f"sm{major}{minor}"
+
+
+def device_name(cuda: Any) -> str:
+    """What the first GPU is called.
+
+    Args:
+        cuda: What :func:`require_gpu` returned.
+    """
+    return str(cuda.cudaGetDeviceProperties(0)[1].name.decode().rstrip("\0"))
 
 
 def _no_gpu(cause: str) -> DeviceError:

@@ -1,8 +1,11 @@
-"""TensorRT and TensorRT-RTX: loads a plan after its passport, runs it through cuda-bindings."""
+"""TensorRT and TensorRT-RTX: an engine after its passport, run through cuda-bindings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -13,164 +16,223 @@ from numpy.typing import NDArray
 
 from fcn_deploy.auto_tile import Footprint
 from fcn_deploy.backends import ShapeLimits, check_finite
+from fcn_deploy.backends.cuda import Cuda
 from fcn_deploy.backends.tensorrt_flavour import (
     Flavour,
     device_capability,
     import_flavour,
     require_gpu,
 )
-from fcn_deploy.errors import DeviceError, ModelError, UsageError
-from fcn_deploy.passport import REBUILD, Passport, read_passport
-from fcn_deploy.spec import INPUT
+from fcn_deploy.backends.trt_engine import Engine
+from fcn_deploy.backends.trt_fit import require_fitting
+from fcn_deploy.backends.trt_head import EngineUpsampler
+from fcn_deploy.backends.trt_lane import Lane
+from fcn_deploy.errors import DeviceMemoryError, EngineError, UsageError
+from fcn_deploy.onnx_parts import read_upsampling
+from fcn_deploy.passport import (
+    HEAD,
+    TRUNK,
+    UPSAMPLING,
+    WHOLE,
+    Passport,
+    Profile,
+    passport_path,
+    read_engine,
+)
+from fcn_deploy.trusted_plan import trusted_engine
+from fcn_deploy.upsample import Upsampling
 
-_TYPES = {"labels": np.uint8, "logits": np.float32, "scores": np.float32}
-
-
-class _Cuda:
-    """CUDA's runtime API with errors as exceptions, and one growing buffer per tensor."""
-
-    def __init__(self, api: Any) -> None:
-        self.api = api
-        self.stream = self.call(api.cudaStreamCreate())
-        self._buffers: dict[str, tuple[int, int]] = {}  # name -> (address, bytes)
-
-    def call(self, result: tuple[Any, ...]) -> Any:
-        status, *values = result
-        if int(status):
-            reason = self.api.cudaGetErrorString(status)[1].decode()
-            raise DeviceError(
-                f"The GPU reports: {reason}.",
-                "If memory is short, pass a smaller --tile or build with a smaller --max-batch.",
-            )
-        return values[0] if values else None
-
-    def buffer(self, name: str, size: int) -> int:
-        """Address of at least ``size`` bytes; valid until a larger one is asked for."""
-        address, there = self._buffers.get(name, (0, 0))
-        if there < size:
-            if address:
-                self.call(self.api.cudaFree(address))
-                del self._buffers[name]
-            address = int(self.call(self.api.cudaMalloc(size)))
-            self._buffers[name] = (address, size)
-        return address
-
-    def upload(self, address: int, array: NDArray[Any]) -> None:
-        kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self.call(
-            self.api.cudaMemcpyAsync(address, array.ctypes.data, array.nbytes, kind, self.stream)
-        )
-
-    def download(self, array: NDArray[Any], address: int) -> None:
-        kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self.call(
-            self.api.cudaMemcpyAsync(array.ctypes.data, address, array.nbytes, kind, self.stream)
-        )
-
-    def synchronise(self) -> None:
-        self.call(self.api.cudaStreamSynchronize(self.stream))
-
-    def close(self) -> None:
-        for address, _ in self._buffers.values():
-            self.api.cudaFree(address)
-        self._buffers.clear()
-        if self.stream is not None:
-            self.api.cudaStreamDestroy(self.stream)
-            self.stream = None
+log = logging.getLogger("fcn_deploy")
 
 
 class TrtBackend:
-    """An engine on one GPU; see the Backend protocol."""
+    """An engine on one GPU; see the Backend protocol.
+
+    Args:
+        path: The whole plan.
+        passport: What is known of it.
+        contents: Bytes of its parts, by role.
+        flavour: The library that built it.
+        cuda: The device.
+        graphs: Launch recorded runs; see :class:`~fcn_deploy.backends.trt_lane.Lane`.
+    """
 
     name = "trt"
-    upsampling = None  # a plan does not give its weights back
     labels_on_device = True
-    footprint = Footprint(bytes_per_pixel=0)  # taken when the engine was loaded
+    footprint = Footprint(bytes_per_pixel=0)  # of the device, which bounds itself by profiles
 
-    def __init__(self, path: Path, passport: Passport, flavour: Flavour, api: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        passport: Passport,
+        contents: Mapping[str, bytes],
+        flavour: Flavour,
+        cuda: Cuda,
+        *,
+        graphs: bool = True,
+    ) -> None:
         self.spec = passport.spec
         self.precision = passport.precision.computes
-        low, best, high = passport.profile.min, passport.profile.opt, passport.profile.max
-        self.limits = ShapeLimits(high[0], low[1:], best[1:], high[1:], passport.spec.output_stride)
         self.provider = f"{flavour.name} {flavour.version}"
         self.halo = passport.halo
-        self._path = path
-        self._flavour = flavour
-        self._cuda = _Cuda(api)
-        # The runtime outlives the engine, and the engine its context: keep all three.
-        self._runtime = flavour.trt.Runtime(flavour.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise ModelError(f"{path} does not load: {flavour.first_error}.", REBUILD)
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise DeviceError(
-                f"{path} loads, but cannot run: {flavour.first_error}.",
-                "If memory is short, build with a smaller --max-shape or --max-batch.",
-            )
-        self._outputs = [
-            name
-            for name in map(self._engine.get_tensor_name, range(self._engine.num_io_tensors))
-            if self._engine.get_tensor_mode(name) == flavour.trt.TensorIOMode.OUTPUT
-        ]
+        self.upsampling: EngineUpsampler | None = None
+        self._host: Upsampling | None = None
+        self._path, self._passport, self._flavour, self._cuda = path, passport, flavour, cuda
+        self._graphs, self._depth = graphs, 2
+        self._engines: dict[str, Engine] = {}
+        self._lanes: dict[str, list[Lane]] = {}
+        try:
+            for role in (WHOLE, TRUNK):
+                if role in contents:
+                    self._engines[role] = self._load(role, contents[role])
+            if {TRUNK, HEAD, UPSAMPLING} <= set(contents):
+                self._host = read_upsampling(contents[UPSAMPLING], self.spec.num_classes)
+                head = self._load(HEAD, contents[HEAD])
+                self.upsampling = EngineUpsampler(head, self._host, graphs=graphs)
+            self._lanes[WHOLE] = [Lane(self._engines[WHOLE], graphs=graphs)]
+        except BaseException:
+            self.close()
+            raise
+        self.limits = _limits(self._engines[WHOLE].profiles, self.spec.output_stride)
+        self._batch = self.limits.max_batch or 1
 
-    def _run(self, wanted: str, crops: NDArray[np.uint8]) -> NDArray[Any]:
+    def _load(self, role: str, plan: bytes) -> Engine:
+        name = self._path.name if role == WHOLE else f"the {role} of {self._path.name}"
+        file = self._passport.parts[role].file
+        capability = device_capability(self._cuda.api)
+        return Engine(
+            self._flavour,
+            self._cuda,
+            plan,
+            name,
+            jit_cache=self._path.with_name(f"{file}.{capability}.kernels"),
+            version_compatible=self._passport.options.version_compatible,
+        )
+
+    def _run(self, role: str, crops: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         self.limits.check(crops.shape)
-        if wanted not in self._outputs:
-            raise ModelError(f"{self._path} has no output {wanted!r}, which this needs.", REBUILD)
-        crops = np.ascontiguousarray(crops)
-        if not self._context.set_input_shape(INPUT, crops.shape):
-            raise ModelError(f"{self._path} refuses crops of {crops.shape}.", REBUILD)
-        results = {name: np.empty(self._shape(name, crops), _TYPES[name]) for name in self._outputs}
-        cuda = self._cuda
-        address = cuda.buffer(INPUT, crops.nbytes)
-        cuda.upload(address, crops)
-        self._context.set_tensor_address(INPUT, address)
-        for name, result in results.items():
-            self._context.set_tensor_address(name, cuda.buffer(name, result.nbytes))
-        if not self._context.execute_async_v3(int(cuda.stream)):
-            raise DeviceError(f"{self._path} failed to run: {self._flavour.first_error}.")
-        # Only what is wanted comes back: logits are 80 times the size of labels.
-        for name in {wanted, "scores"} & results.keys():
-            cuda.download(results[name], cuda.buffer(name, results[name].nbytes))
-        cuda.synchronise()
+        parts: list[dict[str, NDArray[Any]]] = []
+        batch = list(crops)
+        while batch:
+            lane, some = self._lanes_of(role, 1)[0], batch[: self._batch]
+            try:
+                lane.start(some)
+            except DeviceMemoryError as error:
+                self._shrink(len(some), error)
+                continue
+            parts.append(lane.finish())
+            batch = batch[len(some) :]
+        results = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         if "scores" in results:
             check_finite(results["scores"], f"TensorRT with {self._path.name}")
-        return results[wanted]
+        return results
 
-    def _shape(self, output: str, crops: NDArray[np.uint8]) -> tuple[int, ...]:
-        batch, height, width = crops.shape[:3]
-        if output == "labels":
-            return batch, height, width
-        stride = self.spec.score_stride if output == "scores" else 1
-        return batch, self.spec.num_classes, height // stride, width // stride
+    def _lanes_of(self, role: str, count: int) -> list[Lane]:
+        lanes = self._lanes.setdefault(role, [])
+        while len(lanes) < count:
+            lanes.append(Lane(self._engines[role], graphs=self._graphs))
+        return lanes[:count]
+
+    def _shrink(self, batch: int, error: DeviceMemoryError) -> None:
+        """Answer a full device by less at once from now on, and say so; or give up."""
+        for lane in (lane for lanes in self._lanes.values() for lane in lanes):
+            lane.release()
+        if batch > 1:
+            self._batch = batch // 2
+            action = f"going on with {self._batch} at once"
+        elif self._depth > 1:
+            self._depth = 1
+            action = "copies no longer run beside computation"
+        else:
+            raise error
+        log.warning("%s, too little for %d crops at once: %s.", error.problem, batch, action)
 
     def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Most likely class per pixel: uint8 (N, H, W)."""
-        if "labels" not in self._outputs and "logits" in self._outputs:
+        results = self._run(WHOLE, crops)
+        if "labels" not in results:
             return np.asarray(self.logits(crops).argmax(1), np.uint8)
-        return self._run("labels", crops)
+        return results["labels"]
 
     def logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class scores per pixel: float32 (N, C, H, W)."""
-        return self._run("logits", crops)
+        """Class scores per pixel: float32 (N, C, H, W); upsampled on the host."""
+        if self._host is not None:
+            return np.stack([self._host.whole(scores) for scores in self.scores(crops)])
+        return self._wanted("logits", crops)
 
     def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""
-        return self._run("scores", crops)
+        if TRUNK in self._engines:
+            return np.asarray(self._run(TRUNK, crops)["scores"], np.float32)
+        return self._wanted("scores", crops)
+
+    def _wanted(self, output: str, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        results = self._run(WHOLE, crops)
+        if output not in results:
+            raise EngineError(
+                f"{self._path} has no output {output!r}, which this needs.",
+                "Build it again from a file with labels, logits and scores: fcn-deploy export",
+            )
+        return np.asarray(results[output], np.float32)
 
     def stream_scores(self, crops: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order, in batches of one shape."""
-        rest, size = iter(crops), self.limits.max_batch or 1
-        while chunk := list(islice(rest, size)):
-            # Another shape would make the engine choose other kernels.
-            filled = chunk + chunk[-1:] * (size - len(chunk))
-            yield from self.scores(np.stack(filled))[: len(chunk)]
+        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order.
+
+        Two batches are under way: one is computed while the next one is read, cut and copied.
+        """
+        if TRUNK not in self._engines:
+            yield from self._one_by_one(crops)
+            return
+        source, again = iter(crops), deque[NDArray[np.uint8]]()
+        waiting: deque[Lane] = deque()
+        number = 0
+        try:
+            while True:
+                batch = [again.popleft() for _ in range(min(self._batch, len(again)))]
+                batch += islice(source, self._batch - len(batch))
+                if not batch:
+                    break
+                self.limits.check((len(batch), *batch[0].shape))
+                if len(waiting) == self._depth:
+                    yield from self._scores_of(waiting.popleft())
+                lane = self._lanes_of(TRUNK, self._depth)[number % self._depth]
+                try:
+                    lane.start(batch)
+                except DeviceMemoryError as error:
+                    again.extendleft(reversed(batch))
+                    while waiting:
+                        yield from self._scores_of(waiting.popleft())
+                    self._shrink(len(batch), error)
+                    number = 0
+                    continue
+                waiting.append(lane)
+                number += 1
+            while waiting:
+                yield from self._scores_of(waiting.popleft())
+        finally:
+            for lane in waiting:  # whoever gives up leaves lanes that others can use
+                lane.abandon()
+
+    def _scores_of(self, lane: Lane) -> list[NDArray[np.float32]]:
+        scores = np.asarray(lane.finish()["scores"], np.float32)
+        check_finite(scores, f"TensorRT with {self._path.name}")
+        return list(scores)
+
+    def _one_by_one(self, crops: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        rest = iter(crops)
+        while batch := list(islice(rest, self._batch)):
+            yield from self.scores(np.stack(batch))
 
     def close(self) -> None:
         """Give the GPU's memory back."""
-        self._context = self._engine = self._runtime = None
-        self._cuda.close()
+        for lanes in self._lanes.values():
+            for lane in lanes:
+                lane.close()
+        self._lanes.clear()
+        if self.upsampling is not None:
+            self.upsampling.close()
+        for engine in self._engines.values():
+            engine.close()
 
     def __enter__(self) -> TrtBackend:
         return self
@@ -184,32 +246,34 @@ class TrtBackend:
         self.close()
 
 
-def open_trt(path: Path, provider: str = "auto") -> TrtBackend:
-    """Load a plan: first its passport, then the GPU, and only then the native parser.
+def _limits(profiles: tuple[Profile, ...], step: int) -> ShapeLimits:
+    first, *others = (
+        ShapeLimits(p.max[0], p.min[1:], p.opt[1:], p.max[1:], step) for p in profiles
+    )
+    return replace(first, others=tuple(others))
+
+
+def open_trt(path: Path, provider: str = "auto", *, trust_engine: bool = False) -> TrtBackend:
+    """Load an engine: first its passport, then the GPU, and only then the native parser.
 
     Args:
         path: A file of ``fcn-deploy build-engine``, its passport beside it.
         provider: ``auto`` or ``cuda``; engines run nowhere else.
+        trust_engine: Load a plan that has no passport, too. A plan is native code: only where you
+            know who built it.
 
     Raises:
-        ModelError: The plan is damaged, foreign, or of another version.
+        ModelError: The engine is damaged, foreign, or of another version.
         DeviceError: There is no GPU, or the engine does not run on it.
         MissingExtraError: The flavour it was built with is not installed.
     """
     if provider not in ("auto", "cuda"):
         raise UsageError(f"TensorRT engines run on a GPU, not on {provider!r}.")
-    passport = read_passport(path)
+    if trust_engine and not passport_path(path).is_file():
+        passport, contents = trusted_engine(path)
+    else:
+        passport, contents = read_engine(path)
     api = require_gpu()
     flavour = import_flavour(passport.flavour)
-    if flavour.version != passport.version:
-        raise ModelError(
-            f"{path} was built by {passport.flavour} {passport.version}, "
-            f"this machine has {flavour.version}.",
-            REBUILD,
-        )
-    device = device_capability(api)
-    if passport.targets != ("portable",) and device not in passport.targets:
-        raise ModelError(
-            f"{path} was built for {', '.join(passport.targets)}, this GPU is {device}.", REBUILD
-        )
-    return TrtBackend(path, passport, flavour, api)
+    require_fitting(path, passport, flavour.version, device_capability(api))
+    return TrtBackend(path, passport, contents, flavour, Cuda(api))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from typer.core import TyperGroup
 
 from fcn_deploy import __version__
 from fcn_deploy.cli.build_engine import build_engine
-from fcn_deploy.cli.console import printable
+from fcn_deploy.cli.console import NoteHandler, printable
+from fcn_deploy.cli.doctor import doctor
 from fcn_deploy.cli.evaluate import evaluate
 from fcn_deploy.cli.export import export
 from fcn_deploy.cli.info import info
@@ -83,10 +85,12 @@ def _root(
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    logger = logging.getLogger("fcn_deploy")
+    if not any(isinstance(handler, NoteHandler) for handler in logger.handlers):
+        logger.addHandler(NoteHandler(logging.WARNING))
 
 
-for command in (train, evaluate, export, build_engine, segment, info):
+for command in (train, evaluate, export, build_engine, segment, info, doctor):
     app.command(name=command.__name__.replace("_", "-"))(command)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Name = TypeVar("Name", bound=str)
+Option = TypeVar("Option")
 
 BackendOption = Annotated[str, typer.Option(help="auto, eager, ort or trt.")]
 ProviderOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
@@ -45,6 +48,12 @@ HaloOption = Annotated[
 BlendOption = Annotated[
     str, typer.Option(help="Weights in the average of crops: mean, gaussian or hann.")
 ]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Options for a device, such as export/recipes/orin-nano.toml."
+    ),
+]
 MemoryOption = Annotated[
     int, typer.Option("--max-memory", metavar="MIB", help="What --tile auto may use.")
 ]
@@ -53,6 +62,14 @@ MemoryOption = Annotated[
 def note(text: str) -> None:
     """Say something to the person; results go to standard output, this does not."""
     typer.echo(printable(text), err=True)
+
+
+class NoteHandler(logging.Handler):
+    """Shows warnings of the library as notes: what it did otherwise than asked, and why."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one."""
+        note(f"{record.levelname.capitalize()}: {record.getMessage()}")
 
 
 def printable(text: str) -> str:
@@ -72,6 +89,42 @@ def parse_hw(text: str, option: str) -> tuple[int, int]:
     raise UsageError(
         f"{option} takes height x width in pixels, not {text!r}.", f"For example: {option} 320x480"
     )
+
+
+class Defaults:
+    """Options of a command that the user has not named: by a recipe, or the command's own.
+
+    Args:
+        context: Of the command, which knows what was named.
+        recipe: File of a deployment target, or ``None``.
+
+    Raises:
+        ModelError: The recipe cannot be read.
+    """
+
+    def __init__(self, context: typer.Context, recipe: Path | None) -> None:
+        self._context = context
+        self._known: dict[str, Any] = {}
+        if recipe is not None:
+            from fcn_deploy.recipe import read_recipe
+
+            content = read_recipe(recipe)
+            note(f"For {content.device}, by {relative(recipe)}")
+            known = asdict(content.segment)
+            self._known = {name: value for name, value in known.items() if value is not None}
+
+    def pick(self, name: str, value: Option, option: str | None = None) -> Option:
+        """The value of an option.
+
+        Args:
+            name: What the recipe calls it.
+            value: What the command got.
+            option: Name of the command's parameter, where it differs.
+        """
+        source = self._context.get_parameter_source(option or name)
+        given = source is not None and source.name != "DEFAULT"
+        chosen: Option = value if given else self._known.get(name, value)
+        return chosen
 
 
 def parse_tile(text: str) -> Tile:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fcn_deploy.artifacts import require_writable
+from fcn_deploy.cli.building import open_model
 from fcn_deploy.cli.console import (
     BackendOption,
     BlendOption,
+    Defaults,
     HaloOption,
     MemoryOption,
     OverlapOption,
     ProviderOption,
+    RecipeOption,
     TileOption,
     named,
     note,
@@ -33,6 +36,7 @@ FAILED_SHOWN = 10
 
 
 def segment(
+    context: typer.Context,
     source: Annotated[
         list[str],
         typer.Argument(help="Images, folders (searched recursively), glob patterns."),
@@ -44,8 +48,23 @@ def segment(
             help="Model file or run folder.  [default: the newest run]", show_default=False
         ),
     ] = None,
+    recipe: RecipeOption = None,
     backend: BackendOption = "auto",
     provider: ProviderOption = "auto",
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Build the engine again where it is missing, stale, or made for another machine.",
+        ),
+    ] = False,
+    trust_engine: Annotated[
+        bool,
+        typer.Option(
+            "--trust-engine",
+            help="Load a plan without a passport: native code, which only you know the origin of.",
+        ),
+    ] = False,
     tile: TileOption = "auto",
     overlap: OverlapOption = 64,
     halo: HaloOption = None,
@@ -80,15 +99,20 @@ def segment(
     """
     from fcn_deploy.batch import Item, ItemReport, list_items, segment_items
     from fcn_deploy.outputs import KINDS, MASK_FORMATS
-    from fcn_deploy.segment import load, locate
 
+    chosen_by = Defaults(context, recipe)
+    backend, provider = chosen_by.pick("backend", backend), chosen_by.pick("provider", provider)
+    tile, overlap = chosen_by.pick("tile", tile), chosen_by.pick("overlap", overlap)
+    max_memory = chosen_by.pick("max_memory_mib", max_memory, "max_memory")
     kinds = named(save, KINDS, "--save")
     written = one_of(mask_format, MASK_FORMATS, "--mask-format")
     tiling = parse_tiling(tile, overlap, halo, blend, max_memory)
     items = list_items(source, out)
     require_writable(out)
-    path = locate(model, backend)
-    with load(path, backend=backend, provider=provider) as segmenter, progress() as bar:
+    path, loaded = open_model(
+        model, backend, provider, recipe=recipe, rebuild=rebuild, trust_engine=trust_engine
+    )
+    with loaded as segmenter, progress() as bar:
         running = segmenter.backend
         note(f"{relative(path)} on {running.name} ({running.provider}), {running.precision}")
         task = bar.add_task("segmenting", total=len(items), facts="")
