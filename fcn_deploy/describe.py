@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fcn_deploy.errors import MissingExtraError, ModelError
 from fcn_deploy.passport import read_passport
+from fcn_deploy.recipe import EngineOptions
 from fcn_deploy.spec import PARITY_KEY, SPEC_KEY, ModelSpec
 
 
@@ -102,5 +104,21 @@ def _shape(value: Any) -> str:
 def _plan(path: Path) -> tuple[str, ModelSpec, dict[str, Any]]:
     passport = read_passport(path)
     facts = json.loads(passport.to_json())
-    del facts["spec"], facts["format"]
-    return "TensorRT plan", passport.spec, facts
+    for name in ("spec", "format", "parts", "options"):
+        del facts[name]
+    usual = asdict(EngineOptions())
+    chosen = {
+        name: value
+        for name, value in asdict(passport.options).items()
+        if value != usual[name] and name not in ("fp16", "flavour", "profiles", "targets")
+    }
+    files = {
+        role: {"file": part.file, "sha256": part.sha256} for role, part in passport.parts.items()
+    }
+    shapes = [
+        " to ".join("x".join(map(str, shape)) for shape in (profile.min, profile.max))
+        + f", best {'x'.join(map(str, profile.opt))}"
+        for profile in passport.profiles
+    ]
+    told = {"crops": shapes, "files": files, "options": chosen, **facts}
+    return "TensorRT plan", passport.spec, told

@@ -325,6 +325,7 @@ def load(
     backend: str = "auto",
     provider: str = "auto",
     trust_engine: bool = False,
+    cache: Path | None = None,
 ) -> Segmenter:
     """Load a model: a file, a run folder, or the newest run under ``./runs``.
 
@@ -334,12 +335,13 @@ def load(
             the ONNX file to the checkpoint.
         provider: ``cpu``, ``cuda``, ..., or ``auto`` for the best that really works.
         trust_engine: Load a plan that has no passport, too: native code, of unknown origin.
+        cache: Folder of the user's own for what is compiled for this machine; ``None``: keep none.
 
     Raises:
         FcnDeployError: No such model, not usable, or its backend cannot run here.
     """
     path = locate(model, backend)
-    return Segmenter(open_backend(path, backend, provider, trust_engine=trust_engine))
+    return Segmenter(open_backend(path, backend, provider, trust_engine=trust_engine, cache=cache))
 
 
 def locate(model: str | Path | None, backend: str = "auto") -> Path:

@@ -29,7 +29,8 @@ CALLS = commands(README) + commands(MAKEFILE)
 
 def test_the_calls_were_found() -> None:
     names = {call[1] for call in CALLS}
-    assert names == {"train", "evaluate", "export", "build-engine", "segment", "info"}
+    commands_shown = {"train", "evaluate", "export", "build-engine", "segment", "info", "doctor"}
+    assert names == commands_shown
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)

@@ -183,7 +183,12 @@ def check_finite(values: NDArray[np.float32], where: str) -> None:
 
 
 def open_backend(
-    path: Path, backend: str = "auto", provider: str = "auto", *, trust_engine: bool = False
+    path: Path,
+    backend: str = "auto",
+    provider: str = "auto",
+    *,
+    trust_engine: bool = False,
+    cache: Path | None = None,
 ) -> Backend:
     """Load a model file; what kind of file it is decides what can run it.
 
@@ -192,6 +197,7 @@ def open_backend(
         backend: ``eager``, ``ort``, ``trt``, or ``auto`` for the one that the file is made for.
         provider: ``cpu``, ``cuda``, ..., or ``auto`` for the best that really works.
         trust_engine: Load a plan without a passport, too.
+        cache: Folder of the user's own for what is compiled for this machine; ``None``: keep none.
 
     Raises:
         UsageError: The backend does not run this kind of file.
@@ -219,4 +225,4 @@ def open_backend(
         return open_ort(path, provider)
     from fcn_deploy.backends.trt import open_trt
 
-    return open_trt(path, provider, trust_engine=trust_engine)
+    return open_trt(path, provider, trust_engine=trust_engine, cache=cache)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +78,16 @@ _DIAGNOSES = {
     "MALFORMED_ENGINE": "it is damaged",
     "CUDA_ERROR": "CUDA does not work here",
 }
+_LOGGED = {
+    "incompatible device": "it was built for another GPU",
+    "expecting compute": "it was built for another GPU",
+    "version tag": "it was built by another release",
+    "serialized engine is too small": "it is cut short",
+    "magic": "it is damaged, or of another library",
+    "blobsize": "it is cut short, or something follows it",
+}
+"""What the library's own words mean, by a part of them in lower case."""
+
 _MENDED_ELSEWHERE = ("OLD_CUDA_DRIVER", "OLD_CUDA_RUNTIME", "INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR")
 
 
@@ -88,11 +100,13 @@ def load_failure(
         _, bits = runtime.get_engine_validity(plan)
         known = flavour.trt.EngineInvalidityDiagnostics
         found = [word for word in _DIAGNOSES if int(bits) & int(getattr(known, word))]
-    cause = ", ".join(_DIAGNOSES[word] for word in found) or flavour.first_error
+    text = " ".join(flavour.messages).lower()
+    found_words = [_DIAGNOSES[word] for word in found]
+    found_words = found_words or [words for part, words in _LOGGED.items() if part in text][:1]
+    cause = ", ".join(found_words) or flavour.first_error
     problem = f"{name} does not load with {flavour.name} {flavour.version}: {cause}."
     if found and set(found) <= set(_MENDED_ELSEWHERE):
         return DeviceError(problem, "See what is missing here: fcn-deploy doctor")
-    text = " ".join(flavour.messages).lower()
     if "out of memory" in text or "outofmemory" in text:
         return DeviceError(problem, "Free memory on the GPU, or build with a smaller --max-shape.")
     return EngineError(problem, REBUILD)
@@ -119,16 +133,35 @@ def find_builder(name: str) -> Flavour:
 
     Raises:
         MissingExtraError: It is not installed.
-        DeviceError: Only TensorRT is installed, and there is no GPU.
+        DeviceError: TensorRT is to build, and there is no GPU.
     """
-    if name != "auto":
-        return import_flavour(name)
-    if has_gpu():
-        try:
-            return import_flavour("tensorrt")
-        except MissingExtraError:
-            pass
-    return import_flavour("rtx")
+    if name == "rtx" or (name == "auto" and not (has_gpu() and _is_installed("tensorrt"))):
+        return import_flavour("rtx")
+    if not _is_installed("tensorrt"):
+        raise MissingExtraError(MODULES["tensorrt"], EXTRAS["tensorrt"])
+    try:
+        require_gpu()  # before it is imported: without a driver some releases end the process
+    except DeviceError as error:
+        raise DeviceError(
+            "TensorRT measures kernels on the GPU that an engine is for, and there is none here.",
+            "Build on that device, or here for RTX cards: --flavour rtx",
+        ) from error
+    return import_flavour("tensorrt")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(MODULES[name]) is not None
+    except ValueError:  # a module that was put into sys.modules without a specification
+        return True
+
+
+def requested_mib(messages: list[str]) -> int | None:
+    """The memory that the library says it could not have, in MiB."""
+    for message in messages:
+        if match := re.search(r"[Rr]equested size was (\d+)", message):
+            return -(-int(match[1]) >> 20)
+    return None
 
 
 def has_gpu() -> bool:

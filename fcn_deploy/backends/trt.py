@@ -55,6 +55,7 @@ class TrtBackend:
         flavour: The library that built it.
         cuda: The device.
         graphs: Launch recorded runs; see :class:`~fcn_deploy.backends.trt_lane.Lane`.
+        cache: Folder for what RTX compiles here, as native code as the plan; ``None``: keep none.
     """
 
     name = "trt"
@@ -70,6 +71,7 @@ class TrtBackend:
         cuda: Cuda,
         *,
         graphs: bool = True,
+        cache: Path | None = None,
     ) -> None:
         self.spec = passport.spec
         self.precision = passport.precision.computes
@@ -78,7 +80,7 @@ class TrtBackend:
         self.upsampling: EngineUpsampler | None = None
         self._host: Upsampling | None = None
         self._path, self._passport, self._flavour, self._cuda = path, passport, flavour, cuda
-        self._graphs, self._depth = graphs, 2
+        self._graphs, self._depth, self._cache = graphs, 2, cache
         self._engines: dict[str, Engine] = {}
         self._lanes: dict[str, list[Lane]] = {}
         try:
@@ -98,16 +100,20 @@ class TrtBackend:
 
     def _load(self, role: str, plan: bytes) -> Engine:
         name = self._path.name if role == WHOLE else f"the {role} of {self._path.name}"
-        file = self._passport.parts[role].file
-        capability = device_capability(self._cuda.api)
         return Engine(
             self._flavour,
             self._cuda,
             plan,
             name,
-            jit_cache=self._path.with_name(f"{file}.{capability}.kernels"),
+            jit_cache=None if self._cache is None else self._kernels(self._cache, role),
             version_compatible=self._passport.options.version_compatible,
         )
+
+    def _kernels(self, cache: Path, role: str) -> Path:
+        # Not beside the plan: a folder that somebody sent may hold such a file, too, and no
+        # passport speaks of it.
+        digest = self._passport.parts[role].sha256[:32]
+        return cache / "kernels" / f"{digest}-{device_capability(self._cuda.api)}.bin"
 
     def _run(self, role: str, crops: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         self.limits.check(crops.shape)
@@ -122,7 +128,9 @@ class TrtBackend:
                 continue
             parts.append(lane.finish())
             batch = batch[len(some) :]
-        results = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        results = parts[0]
+        if len(parts) > 1:
+            results = {name: np.concatenate([p[name] for p in parts]) for name in results}
         if "scores" in results:
             check_finite(results["scores"], f"TensorRT with {self._path.name}")
         return results
@@ -253,7 +261,13 @@ def _limits(profiles: tuple[Profile, ...], step: int) -> ShapeLimits:
     return replace(first, others=tuple(others))
 
 
-def open_trt(path: Path, provider: str = "auto", *, trust_engine: bool = False) -> TrtBackend:
+def open_trt(
+    path: Path,
+    provider: str = "auto",
+    *,
+    trust_engine: bool = False,
+    cache: Path | None = None,
+) -> TrtBackend:
     """Load an engine: first its passport, then the GPU, and only then the native parser.
 
     Args:
@@ -261,6 +275,7 @@ def open_trt(path: Path, provider: str = "auto", *, trust_engine: bool = False) 
         provider: ``auto`` or ``cuda``; engines run nowhere else.
         trust_engine: Load a plan that has no passport, too. A plan is native code: only where you
             know who built it.
+        cache: Folder of the user's own for what RTX compiles here; ``None``: keep none.
 
     Raises:
         ModelError: The engine is damaged, foreign, or of another version.
@@ -276,4 +291,4 @@ def open_trt(path: Path, provider: str = "auto", *, trust_engine: bool = False) 
     api = require_gpu()
     flavour = import_flavour(passport.flavour)
     require_fitting(path, passport, flavour.version, device_capability(api))
-    return TrtBackend(path, passport, contents, flavour, Cuda(api))
+    return TrtBackend(path, passport, contents, flavour, Cuda(api), cache=cache)

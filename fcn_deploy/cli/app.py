@@ -81,7 +81,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback(help=HELP)
 def _root(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback has answered it
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:

@@ -96,13 +96,20 @@ def open_model(
 
     try:
         path = locate(model, backend)
-        return path, load(path, backend=backend, provider=provider, trust_engine=trust_engine)
+        opened = load(
+            path,
+            backend=backend,
+            provider=provider,
+            trust_engine=trust_engine,
+            cache=cache_folder(),
+        )
+        return path, opened
     except EngineError as error:
         if not rebuild:
             raise
         note(f"{error.problem} Building it again.")
     path = _rebuilt(model, recipe)
-    return path, load(path, backend=backend, provider=provider)
+    return path, load(path, backend=backend, provider=provider, cache=cache_folder())
 
 
 def _rebuilt(model: Path | None, recipe: Path | None) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fcn_deploy.cli.building import cache_folder
 from fcn_deploy.cli.console import (
     BackendOption,
     BlendOption,
@@ -85,7 +86,8 @@ def evaluate(
         )
     dataset = open_dataset(root)
     rows: list[Any] = []
-    with load(path, backend=backend, provider=provider) as segmenter, progress() as bar:
+    opened = load(path, backend=backend, provider=provider, cache=cache_folder())
+    with opened as segmenter, progress() as bar:
         note(f"{relative(path)} ({segmenter.backend.name}, {segmenter.backend.provider}) on {root}")
         require_same_classes(segmenter.spec, dataset)
         pairs = [pair for pair, _ in check(dataset, [split])[split]]

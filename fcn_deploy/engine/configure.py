@@ -10,6 +10,7 @@ from fcn_deploy.errors import ModelError, UsageError
 from fcn_deploy.onnx_parts import GraphPart
 from fcn_deploy.recipe import EngineOptions
 
+_RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
 _LEVELS = {
     "ampere-plus": "AMPERE_PLUS",
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
@@ -68,6 +69,9 @@ def configure(
     trt = flavour.trt
     config = parsed.builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # read back after the build
+    # With it a context takes memory for the shape at hand instead of the largest (10.10 and later).
+    if hasattr(trt.PreviewFeature, _RESIZE):
+        config.set_preview_feature(getattr(trt.PreviewFeature, _RESIZE), True)
     for profile in part.profiles:
         shapes = parsed.builder.create_optimization_profile()
         shapes.set_shape(part.input, *map(part.dims, (profile.min, profile.opt, profile.max)))

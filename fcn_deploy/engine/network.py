@@ -56,7 +56,9 @@ def parse(flavour: Flavour, part: GraphPart, source: str, name: str) -> Network:
     content = part.proto.SerializeToString()
     if not parser.parse(content):
         first = parser.get_error(0) if parser.num_errors else None
-        cause = flavour.first_error if first is None else f"{first.node_operator()}: {first.desc()}"
+        cause = flavour.first_error
+        if first is not None:
+            cause = f"{first.node_operator()} ({first.node_name()}): {first.desc()}"
         raise ModelError(f"{flavour.name} {flavour.version} refuses {source}: {cause}")
     network.name = name
     parsed = Network(builder, network, [parser, content])

@@ -112,22 +112,24 @@ def _weights_in(plan: bytes, proto: ModelProto) -> tuple[float, float]:
     The upsampling is left out: TensorRT-RTX stores its weights rearranged, and of 150 classes they
     are nine tenths of an FCN-32s. The size of the plan speaks for them.
     """
-    found = {np.float16: 0, np.float32: 0}
-    total = 0
+    half = full = total = 0
     for weight in _kernels(proto, ("Conv",)):
-        # KRSC, as engines keep them for tensor cores, or KCRS as in ONNX.
-        orders = (weight.transpose(0, 2, 3, 1), weight)
-        heads = {
-            kind: [np.ascontiguousarray(order, kind).tobytes()[:_PROOF_BYTES] for order in orders]
-            for kind in found
-        }
+        fp16, fp32 = _heads(weight, np.float16), _heads(weight, np.float32)
         # Zeros, such as skip scores that were never trained, look the same in both types.
-        if not all(any(head) for pair in heads.values() for head in pair):
+        if not all(any(head) for head in (*fp16, *fp32)):
             continue
         total += weight.size
-        for kind, pair in heads.items():
-            found[kind] += weight.size * any(head in plan for head in pair)
-    return found[np.float16] / max(total, 1), found[np.float32] / max(total, 1)
+        if any(head in plan for head in fp16):
+            half += weight.size
+        elif any(head in plan for head in fp32):
+            full += weight.size
+    return half / max(total, 1), full / max(total, 1)
+
+
+def _heads(weight: NDArray[np.float32], kind: type[np.floating[Any]]) -> set[bytes]:
+    """First bytes of a kernel as KRSC, as engines keep it for tensor cores, and KCRS as in ONNX."""
+    orders = (weight.transpose(0, 2, 3, 1), weight)
+    return {np.ascontiguousarray(order, kind).tobytes()[:_PROOF_BYTES] for order in orders}
 
 
 def _read_back(flavour: Flavour, plan: bytes) -> dict[str, int] | None:
@@ -148,7 +150,8 @@ def _read_back(flavour: Flavour, plan: bytes) -> dict[str, int] | None:
     return count_kernels(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-_PRODUCTS = ("conv", "gemm", "matmul", "matrix", "deconv")
+_PRODUCTS = ("conv", "gemm", "matmul", "matrix")
+_OTHERS = ("reformat", "constant", "cast", "copy", "noop", "pointwise", "pooling", "shape")
 
 
 def count_kernels(information: str) -> dict[str, int] | None:
@@ -156,20 +159,31 @@ def count_kernels(information: str) -> dict[str, int] | None:
 
     A layer that multiplies (convolution, matrix product) and has no FP16 tensor at all is counted
     as ``float32 products``; that is what must not be in an FP16 engine.
+
+    Returns:
+        ``None`` where it is no such JSON, or names only, as of an engine built with less verbosity.
     """
-    try:
-        layers = json.loads(information)["Layers"]
-    except (ValueError, KeyError, TypeError):
-        return None
     counts: Counter[str] = Counter()
-    for entry in layers:
-        if not isinstance(entry, dict):  # names only: the verbosity was lower
-            return None
-        tensors = [*entry.get("Inputs", []), *entry.get("Outputs", [])]
-        formats = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in tensors).lower()
-        half = "half" in formats or "fp16" in formats
-        kind = f"{entry.get('LayerType', '')} {entry.get('Name', '')}".lower()
-        multiplies = any(word in kind for word in _PRODUCTS) and "constant" not in kind
-        name = "FP16" if half else "float32" if "float" in formats or "fp32" in formats else "other"
-        counts[f"{name} products" if multiplies else name] += 1
+    try:
+        for entry in json.loads(information)["Layers"]:
+            tensors = [*entry.get("Inputs", []), *entry.get("Outputs", [])]
+            formats = " ".join(str(tensor.get("Format/Datatype", "")) for tensor in tensors).lower()
+            half = "half" in formats or "fp16" in formats
+            single = "float" in formats or "fp32" in formats
+            kind = "FP16" if half else "float32" if single else "other"
+            counts[f"{kind} products" if _multiplies(entry) else kind] += 1
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
     return dict(sorted(counts.items()))
+
+
+def _multiplies(entry: dict[str, Any]) -> bool:
+    """Whether a layer multiplies: by its type, or by what it was fused from if that says nothing.
+
+    Names alone would not do: copies are called after the convolution that they are made for.
+    """
+    kind, name = (str(entry.get(key, "")).lower() for key in ("LayerType", "Name"))
+    if any(word in kind for word in (*_PRODUCTS, *_OTHERS)):
+        return any(word in kind for word in _PRODUCTS)
+    copied = name.startswith("reformatting")
+    return not copied and any(word in name.replace("convert", "") for word in _PRODUCTS)

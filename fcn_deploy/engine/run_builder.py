@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from typing import Any
 
-from fcn_deploy.backends.tensorrt_flavour import Flavour
+from fcn_deploy.backends.tensorrt_flavour import Flavour, requested_mib
 from fcn_deploy.engine.network import Network
 from fcn_deploy.errors import DeviceMemoryError, EnvironmentFault
 
@@ -54,6 +54,8 @@ def _failure(flavour: Flavour) -> EnvironmentFault:
     words = f"{flavour.name} {flavour.version} could not build the engine: {flavour.first_error}."
     text = " ".join(flavour.messages).lower()
     smaller = "Pass a smaller --max-shape or --max-batch, or a larger --workspace if you set one."
+    if (mebibytes := requested_mib(flavour.messages)) is not None:
+        words = f"Too little memory to build the engine: {mebibytes} MiB were wanted at once."
     if "outofmemory" in text or "out of memory" in text or "workspace" in text:
         return DeviceMemoryError(words, smaller)
     return EnvironmentFault(words, f"If memory is short: {smaller[0].lower()}{smaller[1:]}")

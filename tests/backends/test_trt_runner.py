@@ -253,3 +253,24 @@ def test_values_that_are_not_finite_stop_it(
         pytest.raises(CheckFailedError, match="not finite"),
     ):
         list(engine.stream_scores(photos(9, 2, 64, 64)))
+
+
+def test_compiled_kernels_are_kept_in_the_users_cache_not_beside_the_plan(
+    device: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_fake(monkeypatch, device, flavour="rtx")
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    folder.mkdir()
+    write_fake_engine(folder / "model.plan", PROTO, flavour="rtx")
+    before = sorted(folder.iterdir())
+    for _ in range(2):
+        with open_trt(folder / "model.plan", cache=cache) as engine:
+            engine.labels(photos(1, 1, 64, 64))
+            list(engine.stream_scores(photos(1, 2, 64, 64)))
+    assert sorted(folder.iterdir()) == before
+    assert len(list((cache / "kernels").iterdir())) == 3
+    (cache / "kernels").rename(tmp_path / "gone")
+    cache.rmdir()
+    cache.write_bytes(b"")  # no folder, and none can be made: that costs time, no more
+    with open_trt(folder / "model.plan", cache=cache) as engine:
+        engine.labels(photos(1, 1, 64, 64))
