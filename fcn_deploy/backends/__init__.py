@@ -221,8 +221,9 @@ def open_backend(
         return open_eager(path, provider)
     if made_for == "ort":
         from fcn_deploy.backends.ort import open_ort
+        from fcn_deploy.backends.ort_options import GpuSettings
 
-        return open_ort(path, provider)
+        return open_ort(path, provider, GpuSettings(cache=cache and cache / "onnxruntime"))
     from fcn_deploy.backends.trt import open_trt
 
     return open_trt(path, provider, trust_engine=trust_engine, cache=cache)

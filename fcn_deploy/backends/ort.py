@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,26 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_deploy.auto_tile import CROPS_AT_ONCE, Footprint
-from fcn_deploy.backends import ShapeLimits, check_finite
+from fcn_deploy.backends import check_finite
 from fcn_deploy.errors import DeviceError, MissingExtraError, ModelError
-from fcn_deploy.onnx_file import OnnxModel, keep_outputs, read_onnx
+from fcn_deploy.onnx_file import OnnxModel, read_onnx
 from fcn_deploy.onnx_footprint import bytes_per_pixel
 from fcn_deploy.onnx_upsampling import upsampling_of
 from fcn_deploy.receptive import halo_for, reach_of_scores
-from fcn_deploy.spec import INPUT
 
 try:
-    import onnxruntime as ort
+    import onnxruntime  # noqa: F401
 except ImportError as error:
     raise MissingExtraError("onnxruntime", "cpu") from error
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-_AUTO = ("cuda", "cpu")
-_QUIET = 3  # errors only: what ORT warns of, we check and raise
+from fcn_deploy.backends.ort_batches import BatchLimit, stream_batches, stream_side_by_side
+from fcn_deploy.backends.ort_binding import Allocate, BoundRun, Run, output_shapes, plain_run
+from fcn_deploy.backends.ort_failures import run_failure
+from fcn_deploy.backends.ort_options import CPU, GpuSettings
+from fcn_deploy.backends.ort_providers import AUTO, Provider, find_provider, listed
+from fcn_deploy.backends.ort_sessions import open_session, session_options
+from fcn_deploy.backends.ort_weights import Weights, cut_for_session, share_weights
+
+log = logging.getLogger("fcn_deploy")
 
 
 class OrtBackend:
@@ -42,25 +42,71 @@ class OrtBackend:
 
     Each output has a session of its own, made when it is first wanted: ONNX Runtime computes all
     outputs of a session, and full-size logits cost more than the labels that are made of them.
+
+    Args:
+        model: The checked file.
+        path: Where it is from, for messages.
+        provider: One of :func:`find_provider`, or the name of one that is there.
+        settings: For GPUs; ``None`` for the defaults.
+        weights: What :func:`share_weights` has taken out of the model; ``None`` where it is whole.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the graph.
+        DeviceError: The provider does not work: on devices, a crop is computed to see that.
     """
 
     name = "ort"
 
-    def __init__(self, model: OnnxModel, path: Path, provider: str) -> None:
+    def __init__(
+        self,
+        model: OnnxModel,
+        path: Path,
+        provider: Provider | str,
+        *,
+        settings: GpuSettings | None = None,
+        weights: Weights | None = None,
+    ) -> None:
+        if isinstance(provider, str):
+            provider = Provider(provider, on_device=provider != CPU)
         self.spec = model.spec
         self.precision = model.precision
-        self.limits = ShapeLimits(step=model.spec.output_stride)
-        self.provider = provider
-        self.labels_on_device = provider != PROVIDERS["cpu"]
+        self.provider = provider.name
+        self.labels_on_device = provider.on_device
         self.upsampling = None
         if "scores" in model.outputs:
             self.upsampling = upsampling_of(model.proto, model.spec.num_classes)
-        self._model = model
+        self._settings = settings or GpuSettings()
+        self.limits = self._settings.limits(provider.name, model.spec.output_stride)
+        if weights is None:
+            # Providers on devices copy weights in ways of their own.
+            model, weights = (model, {}) if provider.on_device else share_weights(model)
+        self._model, self._weights = model, weights
         self._path = path
-        self._sessions: dict[tuple[tuple[str, ...], bool], Any] = {}
+        self._provider = provider
+        self._runs: dict[tuple[tuple[str, ...], bool], Run] = {}
+        self._allocate: Allocate | None = None
+        self._batch = BatchLimit(self._settings.at_once(provider.name))
         # Fail now, not at the first image; with the session that whole images need first.
         first = "scores" if self.upsampling and not self.labels_on_device else model.outputs[0]
-        self._session(self._with_scores(first))
+        if provider.on_device:
+            self._prove(first)
+        else:
+            self._runner(self._with_scores(first))
+
+    def _prove(self, output: str) -> None:
+        """Compute the smallest crop: there are sessions that open, and then have no kernels."""
+        height, width = (max(side, self.limits.step) for side in self.limits.min_hw)
+        failures = []
+        for place in self._provider.buffers or (None,):
+            self._allocate = place
+            self._runs.clear()
+            run = self._runner(self._with_scores(output))
+            try:
+                self._run_session(run, np.zeros((1, height, width, 3), np.uint8))
+                return
+            except DeviceError as error:
+                failures.append(error)
+        raise failures[0]
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -87,55 +133,41 @@ class OrtBackend:
         has_scores = "scores" in self._model.outputs
         return (output, "scores") if has_scores and output != "scores" else (output,)
 
-    def _session(self, outputs: tuple[str, ...], *, streamed: bool = False) -> Any:
+    def _runner(self, outputs: tuple[str, ...], *, streamed: bool = False) -> Run:
         key = (outputs, streamed)
-        if key in self._sessions:
-            return self._sessions[key]
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        # With patterns, the memory of a run is one block, which the arena rounds up: twice as much,
-        # and no faster. Without an arena it is as much, since the C library keeps the pieces.
-        options.enable_mem_pattern = self.labels_on_device
+        if key in self._runs:
+            return self._runs[key]
+        threads = None
         if streamed:
             # One thread of each run is its caller's.
-            options.intra_op_num_threads = max(_cores() - self._workers + 1, 1)
-            if not any(other for _, other in self._sessions):
-                # Its 75 MB (of a ResNet-18) serve the new one, which may be all that is needed.
-                self._sessions.pop((outputs, False), None)
-        content = keep_outputs(self._model.proto, outputs).SerializeToString()
-        try:
-            session = ort.InferenceSession(content, options, providers=[self.provider])
-        except Exception as error:  # ORT's exceptions have no common public base
-            cause = str(error).splitlines()[0]
-            raise ModelError(f"ONNX Runtime refuses {self._path}: {cause}") from error
-        # ORT only warns when a provider cannot be loaded, and computes on the CPU.
-        if (active := session.get_providers()[0]) != self.provider:
-            raise DeviceError(
-                f"{self._path.name} loaded on {active}, not on {self.provider}.",
-                'Pass --provider cpu, or install a driver and "fcn-deploy[gpu]".',
-            )
-        self._sessions[key] = session
-        return session
+            threads = max(_cores() - self._workers + 1, 1)
+            if not any(other for _, other in self._runs):
+                # Its memory serves the new one, which may be all that is needed.
+                self._runs.pop((outputs, False), None)
+        options = session_options(self.provider, threads)
+        content = cut_for_session(self._model.proto, self._weights, outputs, options)
+        session = open_session(content, options, self._provider, self._settings, self._path)
+        if self._allocate is None:
+            run: Run = partial(plain_run, session, outputs)
+        else:
+            run = BoundRun(session, partial(output_shapes, self.spec, outputs), self._allocate)
+        self._runs[key] = run
+        return run
 
     def _run(self, output: str, crops: NDArray[np.uint8]) -> Any:
-        self.limits.check(crops.shape)
         if output not in self._model.outputs:
             raise ModelError(
                 f"{self._path} has no output {output!r}, which this needs.",
                 "Export it again: fcn-deploy export --outputs labels,logits,scores",
             )
-        wanted = self._with_scores(output)
-        return self._run_session(self._session(wanted), wanted, crops)
+        return self._run_session(self._runner(self._with_scores(output)), crops)
 
-    def _run_session(self, session: Any, wanted: tuple[str, ...], crops: NDArray[np.uint8]) -> Any:
+    def _run_session(self, run: Run, crops: NDArray[np.uint8]) -> Any:
+        self.limits.check(crops.shape)
         try:
-            results = session.run(list(wanted), {INPUT: np.ascontiguousarray(crops)})
-        except Exception as error:  # as above
-            shape = "x".join(str(size) for size in crops.shape)
-            raise DeviceError(
-                f"ONNX Runtime failed on crops of {shape}: {str(error).splitlines()[0]}",
-                "If memory is short, pass a smaller --tile.",
-            ) from error
+            results = run(np.ascontiguousarray(crops))
+        except Exception as error:  # ORT's exceptions have no common public base
+            raise run_failure(error, crops.shape, self.provider) from error
         if results[-1].dtype == np.float32:
             check_finite(results[-1], f"ONNX Runtime with {self._path.name}")
         return results[0]
@@ -155,36 +187,20 @@ class OrtBackend:
         return np.asarray(self._run("scores", crops), np.float32)
 
     def stream_scores(self, crops: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order, two at once on CPUs."""
+        """Scores (C, H/s, W/s) of each crop (H, W, 3), in order: two at once on CPUs, else more."""
+        if self.labels_on_device:
+            self._runner(("scores",))
+            return stream_batches(crops, self.scores, self._batch)
         if self._workers == 1:
             return (self.scores(crop[None])[0] for crop in crops)
         # Here and not in the generator, which may run in another thread: what the C library has
         # once given to one thread it does not give to others.
-        session = self._session(("scores",), streamed=True)
-        return self._stream(session, crops)
-
-    def _stream(
-        self, session: Any, crops: Iterable[NDArray[np.uint8]]
-    ) -> Iterator[NDArray[np.float32]]:
-        waiting: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(self._workers, "fcn-deploy-crop") as pool:
-            try:
-                for crop in crops:
-                    self.limits.check((1, *crop.shape))
-                    # A copy, unless it is whole rows: the band that it lies in may be let go.
-                    ready = np.ascontiguousarray(crop)[None]
-                    waiting.append(pool.submit(self._run_session, session, ("scores",), ready))
-                    if len(waiting) > self._workers:
-                        yield waiting.popleft().result()[0]
-                while waiting:
-                    yield waiting.popleft().result()[0]
-            finally:
-                for future in waiting:
-                    future.cancel()
+        run = partial(self._run_session, self._runner(("scores",), streamed=True))
+        return stream_side_by_side(crops, run, self._workers)
 
     def close(self) -> None:
         """Drop the sessions."""
-        self._sessions.clear()
+        self._runs.clear()
 
     def __enter__(self) -> OrtBackend:
         return self
@@ -205,36 +221,29 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def open_ort(path: Path, provider: str = "auto") -> OrtBackend:
+def open_ort(path: Path, provider: str = "auto", settings: GpuSettings | None = None) -> OrtBackend:
     """Load an exported model.
 
     Args:
         path: A file written by ``fcn-deploy export``.
-        provider: ``cpu``, ``cuda``, ``tensorrt`` or ORT's own spelling; ``auto`` takes CUDA if a
-            session really runs there, else the CPU.
+        provider: ``cpu``, ``cuda``, ``tensorrt``, ``rtx`` or ONNX Runtime's own spelling; ``auto``
+            for the first of CUDA, TensorRT-RTX and the CPU that really computes. Why an installed
+            one was not taken is logged.
+        settings: For GPUs; ``None`` for the defaults.
 
     Raises:
         ModelError: The file is not usable.
         DeviceError: The provider is not there, or does not work.
+        ShapeError: No engine can be made for the shapes in ``settings``.
     """
-    model = read_onnx(path)
-    # Azure's computes nothing that we have: all of it would fall to the CPU, without a word.
-    there = [n for n in ort.get_available_providers() if n != "AzureExecutionProvider"]
-    if provider not in ("auto", "cpu") or "CUDAExecutionProvider" in there:
-        ort.preload_dlls()  # CUDA and cuDNN from the nvidia wheels, which the loader cannot see
-    if provider == "auto":
-        usable = [PROVIDERS[name] for name in _AUTO if PROVIDERS[name] in there]
-        for candidate in usable[:-1]:
-            try:
-                return OrtBackend(model, path, candidate)
-            except (DeviceError, ModelError):
-                continue  # listed but not working; the caller is told which one was taken
-        return OrtBackend(model, path, usable[-1])
-    name = PROVIDERS.get(provider, provider)
-    if name not in there:
-        listed = ", ".join(short for short, long in PROVIDERS.items() if long in there)
-        raise DeviceError(
-            f"This ONNX Runtime has no execution provider {provider!r}, only: {listed}.",
-            'For NVIDIA GPUs: pip uninstall onnxruntime; pip install "fcn-deploy[gpu]"',
-        )
-    return OrtBackend(model, path, name)
+    model, weights = read_onnx(path), None
+    there = listed() if provider == "auto" else []
+    for candidate in (name for name in AUTO if name in there):
+        try:
+            return OrtBackend(model, path, find_provider(candidate), settings=settings)
+        except DeviceError as error:
+            log.warning("%s --provider auto goes on without it.", error.problem)
+    chosen = find_provider("cpu" if provider == "auto" else provider)
+    if not chosen.on_device:
+        model, weights = share_weights(model)  # here, where nothing keeps the whole one alive
+    return OrtBackend(model, path, chosen, settings=settings, weights=weights)

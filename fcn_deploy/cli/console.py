@@ -26,7 +26,13 @@ Name = TypeVar("Name", bound=str)
 Option = TypeVar("Option")
 
 BackendOption = Annotated[str, typer.Option(help="auto, eager, ort or trt.")]
-ProviderOption = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+ProviderOption = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda, tensorrt, rtx, or auto: the first of cuda, rtx and cpu that really "
+        "computes."
+    ),
+]
 TileOption = Annotated[
     str,
     typer.Option(

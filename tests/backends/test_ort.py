@@ -17,13 +17,19 @@ from fcn_deploy.errors import DeviceError, ModelError, ShapeError
 from fcn_deploy.onnx_file import keep_outputs, read_onnx
 from fcn_deploy.spec import SPEC_KEY
 
+without_cuda = pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is installed"
+)
 
+
+@without_cuda
 def test_auto_says_where_it_runs(toy_onnx: Path) -> None:
     with open_ort(toy_onnx) as model:
         assert model.provider == "CPUExecutionProvider"
         assert model.precision == "fp32"
 
 
+@without_cuda
 def test_a_provider_that_is_not_there_is_refused(toy_onnx: Path) -> None:
     with pytest.raises(DeviceError, match="no execution provider 'cuda'"):
         open_ort(toy_onnx, "cuda")
@@ -53,6 +59,7 @@ def test_a_description_of_fewer_classes_is_refused(toy_onnx: Path, tmp_path: Pat
         read_onnx(tmp_path / "few.onnx")
 
 
+@without_cuda
 def test_a_silent_fall_back_to_the_cpu_is_an_error(
     toy_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +68,7 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
     real = onnxruntime.InferenceSession
 
-    def fall_back(content: bytes, options: object, providers: list[str]) -> object:
+    def fall_back(content: bytes, options: object, **_: object) -> object:
         return real(content, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
