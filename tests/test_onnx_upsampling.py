@@ -293,12 +293,13 @@ def test_a_network_as_release_0_1_0_exported_it(
 def test_tensorrt_builds_the_matrix_form(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     from fcn_deploy.engine import build_engine
-    from fcn_deploy.recipe import Recipe
+    from fcn_deploy.recipe import EngineOptions, Shapes
 
     path = tmp_path / "small.onnx"
     onnx.save_model(to_matrix_form(small_model(classes=24, stride=16)), path)
-    recipe = Recipe(flavour="rtx", opt_hw=(64, 64), max_hw=(128, 128), max_batch=2)
-    passport = build_engine(path, tmp_path / "small.plan", recipe, crops=None)
+    shapes = Shapes(opt_hw=(64, 64), max_hw=(128, 128), max_batch=2)
+    options = EngineOptions(flavour="rtx", profiles=(shapes,))
+    passport = build_engine(path, tmp_path / "small.plan", options, crops=None)
     assert passport.halo is not None
     assert (tmp_path / "small.plan").stat().st_size > 1000
 

@@ -92,7 +92,8 @@ def test_if_not_even_one_crop_fits_that_is_the_answer() -> None:
     device = Small(60)
     with pytest.raises(DeviceMemoryError, match=r"\(1, 8, 8, 3\)"):
         list(stream_batches(iter(crops(9)), device, BatchLimit(8)))
-    assert device.tried == [8, 4, 2, 1]
+    assert device.tried[:4] == [8, 4, 2, 1]
+    assert device.tried[4:] in ([], [1])  # the next batch may have been on its way
     assert set(threading.enumerate()) <= before
 
 

@@ -70,7 +70,7 @@ def test_the_main_job_without_arguments(toy_data: Path, toy_run: Path, empty_fol
 
     built = call("build-engine", "--fp16", "--flavour", "rtx")
     assert built.exit_code == 0, built.output
-    assert "24 of 24 convolutions in FP16" in built.stderr
+    assert "100.0% of the arithmetic is FP16 (24 of 24 layers" in built.stderr
     assert (run / "model.fp16.plan.json").is_file()
 
     images = toy_data / "val" / "images"
@@ -276,7 +276,7 @@ def test_help_says_what_a_command_does(command: str) -> None:
 def test_defaults_are_those_of_the_library() -> None:
     # Written twice, because --help must not wait for NumPy.
     from fcn_deploy.image import MAX_PIXELS
-    from fcn_deploy.recipe import Recipe
+    from fcn_deploy.recipe import Shapes
     from fcn_deploy.tiling import DEFAULT_OVERLAP
     from fcn_deploy.training.config import LEARNING_RATE, TrainConfig
 
@@ -291,9 +291,9 @@ def test_defaults_are_those_of_the_library() -> None:
     sgd, adam = LEARNING_RATE["sgd"], LEARNING_RATE["adam"]
     assert f"[default: {sgd} for sgd, {adam} for adam]" in said
     said = " ".join(call("build-engine", "--help").stdout.split())
-    for hw in (Recipe.min_hw, Recipe.opt_hw, Recipe.max_hw):
+    for hw in (Shapes.min_hw, Shapes.opt_hw, Shapes.max_hw):
         assert f"[default: {hw[0]}x{hw[1]}]" in said
-    assert f"[default: {Recipe.max_batch}]" in said
+    assert f"[default: {Shapes.max_batch}]" in said
 
 
 def test_the_installed_program_answers(tmp_path: Path) -> None:
