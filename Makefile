@@ -1,5 +1,6 @@
 # make demo: the whole main job on samples/, in a virtual environment of its own.
 # make test: style, types and the test suite, in the same environment.
+# make bench-gpu: speed on this machine's GPU, beside PyTorch, ONNX Runtime and MONAI.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 # On a busy machine, OpenMP threads that spin while they wait take three times as long.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-gpu clean
+.PHONY: demo test test-gpu bench-gpu clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +41,9 @@ test: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu
+
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py --work build/bench-gpu
 
 clean:
 	rm -rf demo $(VENV)
