@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fcn_deploy.engine import build_engine
+from fcn_deploy.passport import TRUNK, WHOLE, Passport, part_path
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import ModelSpec, voc_palette
 from fcn_deploy.training.checkpoint import Checkpoint, save_checkpoint
@@ -26,31 +30,58 @@ TARGETS = ("sm86", "sm89", "sm120")
 CLASSES = 21
 
 
-def exported(folder: Path, head: str, backbone: str) -> Path:
+@dataclass(frozen=True)
+class Built:
+    """What came of one network: passports in float32 and FP16, and bytes of plans."""
+
+    fp32: Passport
+    fp16: Passport
+    sizes: list[tuple[int, int]]
+
+
+def build(head: str, backbone: str, folder: Path) -> Built:
+    """Export one network and build it in both precisions; in a process of its own."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
     names = tuple(f"class{number}" for number in range(CLASSES))
     stride = SCORE_STRIDE[head]
     spec = ModelSpec(names, voc_palette(CLASSES), head, backbone, score_stride=stride)
-    torch.manual_seed(0)
-    checkpoint, model = folder / "best.safetensors", folder / "model.onnx"
+    checkpoint, source = folder / "best.safetensors", folder / "model.onnx"
     save_checkpoint(checkpoint, Checkpoint(spec, build_network(spec).state_dict(), {}, {}))
-    export_onnx(checkpoint, model, crops=None)
-    return model
+    export_onnx(checkpoint, source, crops=None)
+    options = EngineOptions(flavour="rtx", targets=TARGETS, profiles=(Shapes(max_batch=2),))
+    plain, half = folder / "model.plan", folder / "model.fp16.plan"
+    fp32 = build_engine(source, plain, options, crops=None)
+    fp16 = build_engine(source, half, replace(options, fp16=True), crops=None)
+    roles = (WHOLE, TRUNK)
+    sizes = [[part_path(plan, role).stat().st_size for role in roles] for plan in (plain, half)]
+    return Built(fp32, fp16, list(zip(*sizes, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Built]]]:
+    """All networks, as many at a time as there are cores."""
+    processes = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), processes) as pool:
+        yield {
+            f"{head}-{backbone}": pool.submit(build, head, backbone, tmp_path_factory.mktemp(head))
+            for head in HEADS
+            for backbone in BACKBONES
+        }
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("head", HEADS)
-def test_engines_of_every_network(head: str, backbone: str, tmp_path: Path) -> None:
-    source = exported(tmp_path, head, backbone)
-    options = EngineOptions(flavour="rtx", targets=TARGETS, profiles=(Shapes(max_batch=2),))
-    plain, half = tmp_path / "model.plan", tmp_path / "model.fp16.plan"
-    fp32 = build_engine(source, plain, options, crops=None)
-    fp16 = build_engine(source, half, replace(options, fp16=True), crops=None)
-    assert (fp32.precision.computes, fp16.precision.computes) == ("fp32", "fp16")
-    assert (fp32.precision.fp16_arithmetic, fp16.precision.fp16_arithmetic) == (0, 1)
-    assert fp16.targets == TARGETS
-    assert half.stat().st_size <= 0.55 * plain.stat().st_size
-    trunks = [path.with_name(f"{path.stem}.trunk.plan").stat().st_size for path in (half, plain)]
-    assert trunks[0] <= 0.55 * trunks[1]
+def test_engines_of_every_network(
+    head: str, backbone: str, built: dict[str, Future[Built]]
+) -> None:
+    result = built[f"{head}-{backbone}"].result()
+    assert (result.fp32.precision.computes, result.fp16.precision.computes) == ("fp32", "fp16")
+    assert (result.fp32.precision.fp16_arithmetic, result.fp16.precision.fp16_arithmetic) == (0, 1)
+    assert result.fp16.precision.fp32_weights == 0
+    assert result.fp16.targets == TARGETS
+    for plain, half in result.sizes:
+        assert half <= 0.55 * plain
 
 
 def test_polygraphy_accepts_what_we_export(toy_onnx: Path, tmp_path: Path) -> None:
