@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from fcn_deploy.backends import Backend
 from fcn_deploy.errors import MissingExtraError
 from fcn_deploy.parity import TOLERANCES
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
+from fcn_deploy.tiling_options import Tiling
 
 _PIECE = 2048
 """Side of the crops by which an image in one piece is judged: their exact halo is the whole's."""

@@ -16,7 +16,7 @@ from scenes import saved_scene
 
 import fcn_deploy
 from fcn_deploy.batch import Item, segment_items
-from fcn_deploy.segment import Tiling
+from fcn_deploy.tiling_options import Tiling
 
 TILINGS = {"tile": Tiling((TILE, TILE), OVERLAP), "auto": Tiling("auto", OVERLAP)}
 _ANY_SIZE = 1 << 40

@@ -14,7 +14,8 @@ from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.spec import IGNORE, ModelSpec
 
 if TYPE_CHECKING:
-    from fcn_deploy.segment import Prediction, Segmenter, load
+    from fcn_deploy.loading import load
+    from fcn_deploy.segment import Prediction, Segmenter
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,8 +31,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Lazy: `fcn-deploy --help` and tools that only read the version should not wait for NumPy.
-    if name in ("Prediction", "Segmenter", "load"):
+    if name in ("Prediction", "Segmenter"):
         from fcn_deploy import segment
 
         return getattr(segment, name)
+    if name == "load":
+        from fcn_deploy import loading
+
+        return loading.load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -167,10 +167,12 @@ def find_model(model: Path | None, *, suffixes: tuple[str, ...]) -> Path:
 
     Raises:
         UsageError: Nothing was named and there is no run.
-        ModelError: There is no such file, or the folder has none of these kinds.
+        ModelError: There is no such file, or the folder has none of these kinds; an EngineError
+            where that is a plan, which can be built.
     """
     if model is not None and not model.exists():
-        raise ModelError(f"There is no {model}.", "Name an existing model file or run folder.")
+        kind = EngineError if model.suffix == ".plan" else ModelError
+        raise kind(f"There is no {model}.", "Name an existing model file or run folder.")
     if model is not None and model.is_file():
         return model
     run = newest_run() if model is None else model

@@ -28,8 +28,9 @@ from fcn_deploy.outputs import (
     read_small,
 )
 from fcn_deploy.read_ahead import mapped
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
 from fcn_deploy.tiling import CropGrid
+from fcn_deploy.tiling_options import Tiling
 
 OnRows = Callable[["Item", CropGrid, int], None]
 """Called with the image, its plan, and how many of its rows are done."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from fcn_deploy.dataset import Dataset, Pair, read_pair
 from fcn_deploy.errors import DataError
 from fcn_deploy.metrics import Scores, confusion_matrix, scores
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
 from fcn_deploy.spec import ModelSpec
+from fcn_deploy.tiling_options import Tiling
 
 OnImage = Callable[[Pair, NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]], None]
 """Called with pair, image (H, W, 3), truth (H, W) and prediction (H, W)."""

@@ -6,23 +6,18 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from fcn_deploy.artifacts import find_model
 from fcn_deploy.auto_tile import DEFAULT_MAX_MEMORY_MIB, choose_grid
-from fcn_deploy.backends import SUFFIXES, Backend, open_backend
-from fcn_deploy.backends.tensorrt_flavour import require_gpu
+from fcn_deploy.backends import Backend
 from fcn_deploy.errors import ModelError, UsageError
-from fcn_deploy.freshness import require_fresh
 from fcn_deploy.logit_merging import decide_logits, merge_logits
 from fcn_deploy.merging import (
-    BLENDS,
     Band,
     Blend,
     merge_scores,
@@ -30,44 +25,8 @@ from fcn_deploy.merging import (
 from fcn_deploy.read_ahead import ahead
 from fcn_deploy.spec import ModelSpec
 from fcn_deploy.tiling import DEFAULT_OVERLAP, CropGrid, cut_crops, plan_crops, row_blocks
+from fcn_deploy.tiling_options import Halo, Tile, Tiling
 from fcn_deploy.upsample import Fields, FloatArray, Wanted
-
-Tile = tuple[int, int] | Literal["auto"] | None
-"""Height and width of a crop in pixels; ``"auto"``; or ``None`` for the whole image at once."""
-
-Halo = int | Literal["exact"] | None
-"""Pixels to throw away at the inner borders of each crop; ``"exact"``; ``None``: average."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How an image is cut into crops and put together again.
-
-    Attributes:
-        tile: Height and width of the crops, multiples of the output stride. ``"auto"``: the whole
-            image where that fits into ``max_memory_mib``, or else the crops of least computed area
-            that do. ``None``: the whole image at once.
-        overlap: Pixels that neighbouring crops share, at least.
-        halo: Instead of averaging, throw away this border of each crop, in pixels, rounded up to
-            the output stride. ``"exact"``: as much as the network sees, so that the result is that
-            of the whole image at once.
-        blend: Weights of a crop's pixels in the average.
-        max_memory_mib: What ``"auto"`` may use, beyond the loaded model.
-    """
-
-    tile: Tile = "auto"
-    overlap: int = DEFAULT_OVERLAP
-    halo: Halo = None
-    blend: Blend = "mean"
-    max_memory_mib: int = DEFAULT_MAX_MEMORY_MIB
-
-    def __post_init__(self) -> None:
-        if self.blend not in BLENDS:
-            raise UsageError(f"There is no blend {self.blend!r}.", f"Blends: {', '.join(BLENDS)}.")
-        if self.max_memory_mib < 1:
-            raise UsageError(f"{self.max_memory_mib} MiB of memory are none.")
-        if isinstance(self.halo, str) and self.halo != "exact":
-            raise UsageError(f"A halo is a number of pixels, or exact, not {self.halo!r}.")
 
 
 class RowSource(Protocol):
@@ -317,55 +276,6 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def load(
-    model: str | Path | None = None,
-    *,
-    backend: str = "auto",
-    provider: str = "auto",
-    trust_engine: bool = False,
-    cache: Path | None = None,
-) -> Segmenter:
-    """Load a model: a file, a run folder, or the newest run under ``./runs``.
-
-    Args:
-        model: ``.onnx``, ``.plan`` or ``.safetensors`` file, or a folder that holds one.
-        backend: ``eager``, ``ort``, ``trt``; ``auto`` goes by the file, and in a folder prefers
-            the ONNX file to the checkpoint.
-        provider: ``cpu``, ``cuda``, ..., or ``auto`` for the best that really works.
-        trust_engine: Load a plan that has no passport, too: native code, of unknown origin.
-        cache: Folder of the user's own for what is compiled for this machine; ``None``: keep none.
-
-    Raises:
-        FcnDeployError: No such model, not usable, or its backend cannot run here.
-    """
-    path = locate(model, backend)
-    return Segmenter(open_backend(path, backend, provider, trust_engine=trust_engine, cache=cache))
-
-
-def locate(model: str | Path | None, backend: str = "auto") -> Path:
-    """The file that :func:`load` would open.
-
-    Raises:
-        UsageError: No such backend, or nothing was named and there is no run.
-        ModelError: There is no such file; or the one that was picked is older than its source.
-        DeviceError: There is no plan for the backend ``trt``, and no GPU to run it on either.
-    """
-    if backend != "auto" and backend not in SUFFIXES:
-        raise UsageError(
-            f"There is no backend {backend!r}.", f"Backends: auto, {', '.join(SUFFIXES)}."
-        )
-    wanted = (".onnx", ".safetensors") if backend == "auto" else (SUFFIXES[backend],)
-    path = None
-    try:
-        path = find_model(None if model is None else Path(model), suffixes=wanted)
-    finally:
-        if backend == "trt" and (path is None or path.suffix != SUFFIXES["trt"]):
-            require_gpu()  # without one, there is no use in making the plan that is missing
-    if model is None or Path(model).is_dir():
-        require_fresh(path)
-    return path
 
 
 def _blocks(source: RowSource, grid: CropGrid) -> Iterator[NDArray[np.uint8]]:

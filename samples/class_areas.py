@@ -12,7 +12,7 @@ import numpy as np
 
 import fcn_deploy
 from fcn_deploy.outputs import open_source
-from fcn_deploy.segment import Tiling
+from fcn_deploy.tiling_options import Tiling
 
 
 def main(model: str, image: str) -> None:

@@ -18,8 +18,9 @@ from fakes import WithoutScores
 from fcn_deploy.backends import ShapeLimits
 from fcn_deploy.batch import Item, ItemReport, list_items, segment_items
 from fcn_deploy.errors import DataError, EnvironmentFault, UsageError
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
 from fcn_deploy.spec import ModelSpec, voc_palette
+from fcn_deploy.tiling_options import Tiling
 
 Labels = NDArray[np.uint8]
 

@@ -42,9 +42,10 @@ from fcn_deploy.merging import (
     merge_scores,
 )
 from fcn_deploy.read_ahead import ahead
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
 from fcn_deploy.spec import ModelSpec, voc_palette
 from fcn_deploy.tiling import CropGrid, cut_crops, plan_crops
+from fcn_deploy.tiling_options import Tiling
 from fcn_deploy.upsample import FloatArray, Upsampling, Wanted, window_matrix
 
 STEP = 32

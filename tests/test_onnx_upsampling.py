@@ -18,9 +18,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from fcn_deploy.backends.ort import OrtBackend, open_ort
 from fcn_deploy.onnx_file import keep_outputs, read_onnx, to_half
 from fcn_deploy.onnx_upsampling import MATRIX, to_matrix_form, upsampling_of
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
 from fcn_deploy.spec import INPUT
 from fcn_deploy.tiling import plan_crops
+from fcn_deploy.tiling_options import Tiling
 from fcn_deploy.upsample import window_matrix
 from small_models import photos, small_model
 

@@ -32,8 +32,9 @@ from fcn_deploy.outputs import KINDS, MaskFormat, open_source
 from fcn_deploy.png_source import SIGNATURE, chunk
 from fcn_deploy.row_files import PngWriter
 from fcn_deploy.row_reader import RowReader
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
 from fcn_deploy.tiling import CropGrid
+from fcn_deploy.tiling_options import Tiling
 from fcn_deploy.upsample import FloatArray
 
 rasterio = pytest.importorskip("rasterio")
@@ -591,7 +592,8 @@ from pathlib import Path
 import numpy as np
 from fakes import Coded, CodedBackend
 from fcn_deploy.batch import Item, segment_items
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
+from fcn_deploy.tiling_options import Tiling
 class Quick(Coded):
     def scores(self, crop):
         cells = crop[16::32, 16::32].astype(np.float32) / 32

@@ -17,8 +17,9 @@ import fcn_deploy
 from fakes import WithoutScores
 from fcn_deploy.backends import ShapeLimits, open_backend, ort
 from fcn_deploy.errors import CheckFailedError, DeviceError, ModelError, ShapeError, UsageError
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
 from fcn_deploy.spec import ModelSpec, voc_palette
+from fcn_deploy.tiling_options import Tiling
 
 
 class Pointwise(WithoutScores):

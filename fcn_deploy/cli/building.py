@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcn_deploy.artifacts import BEST, ONNX, find_model, is_part, require_writable
+from fcn_deploy.artifacts import BEST, ONNX, find_model, require_writable
 from fcn_deploy.cli.console import note, progress, relative
 from fcn_deploy.cli.export import crops_to_verify_on
 from fcn_deploy.errors import EngineError
@@ -83,16 +83,16 @@ def open_model(
 
     Args:
         model: What the user named.
-        backend: As in :func:`fcn_deploy.segment.load`.
+        backend: As in :func:`fcn_deploy.loading.load`.
         provider: The same.
         recipe: How to build an engine of which no passport tells.
         rebuild: Build instead of refusing.
-        trust_engine: As in :func:`fcn_deploy.segment.load`.
+        trust_engine: As in :func:`fcn_deploy.loading.load`.
 
     Raises:
-        FcnDeployError: As :func:`fcn_deploy.segment.load`, or as a build.
+        FcnDeployError: As :func:`fcn_deploy.loading.load`, or as a build.
     """
-    from fcn_deploy.segment import load, locate
+    from fcn_deploy.loading import load, locate
 
     try:
         path = locate(model, backend)
@@ -122,9 +122,10 @@ def _rebuilt(model: Path | None, recipe: Path | None) -> Path:
         plan, source = model, source_of(model)
     else:
         source = find_model(model, suffixes=(".onnx",))
-        plans = [path for path in source.parent.glob("*.plan") if not is_part(path)]
-        newest = max(plans, key=lambda path: path.stat().st_mtime_ns, default=None)
-        plan = newest or beside(source, fp16=True)
+        plan = beside(source, fp16=True)
+        with suppress(EngineError):  # none yet
+            plan = find_model(source.parent, suffixes=(".plan",))
+            source = source_of(plan)
     require_fresh(source)
     options = read_recipe(recipe).engine if recipe is not None else None
     if options is None and (earlier := last_passport(plan)) is not None:

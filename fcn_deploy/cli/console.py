@@ -19,7 +19,7 @@ from fcn_deploy.errors import DataError, UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from fcn_deploy.segment import Tile, Tiling
+    from fcn_deploy.tiling_options import Tile, Tiling
 
 
 Name = TypeVar("Name", bound=str)
@@ -151,7 +151,7 @@ def parse_tiling(tile: str, overlap: int, halo: str | None, blend: str, memory: 
         UsageError: One of them cannot be.
     """
     from fcn_deploy.merging import BLENDS
-    from fcn_deploy.segment import Tiling
+    from fcn_deploy.tiling_options import Tiling
 
     weights = one_of(blend, BLENDS, "--blend")
     border: int | Literal["exact"] | None = None

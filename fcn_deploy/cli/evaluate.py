@@ -74,7 +74,7 @@ def evaluate(
     from fcn_deploy.dataset import check, open_dataset
     from fcn_deploy.evaluate import evaluate as measure
     from fcn_deploy.evaluate import require_same_classes
-    from fcn_deploy.segment import load, locate
+    from fcn_deploy.loading import load, locate
 
     tiling = parse_tiling(tile, overlap, halo, blend, max_memory)
     path = locate(model, backend)

@@ -19,7 +19,8 @@ from fcn_deploy.backends.ort_options import GpuSettings
 from fcn_deploy.backends.ort_providers import Provider
 from fcn_deploy.errors import DeviceError, DeviceMemoryError, ShapeError
 from fcn_deploy.onnx_file import OnnxModel, read_onnx
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
+from fcn_deploy.tiling_options import Tiling
 from small_models import photos
 
 AS_IF_GPU = Provider("CPUExecutionProvider", buffers=(host_buffer,))

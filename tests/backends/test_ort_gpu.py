@@ -21,7 +21,8 @@ from fcn_deploy.errors import DeviceError, DeviceMemoryError
 from fcn_deploy.onnx_file import read_onnx, to_half
 from fcn_deploy.parity import TOLERANCES, compare
 from fcn_deploy.recipe import Shapes
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
+from fcn_deploy.tiling_options import Tiling
 from small_models import photos
 
 pytestmark = pytest.mark.gpu

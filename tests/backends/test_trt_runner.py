@@ -21,7 +21,8 @@ from fcn_deploy.backends.ort import OrtBackend
 from fcn_deploy.backends.trt import TrtBackend, open_trt
 from fcn_deploy.errors import CheckFailedError, DeviceError, DeviceMemoryError, ShapeError
 from fcn_deploy.recipe import Shapes
-from fcn_deploy.segment import Segmenter, Tiling
+from fcn_deploy.segment import Segmenter
+from fcn_deploy.tiling_options import Tiling
 from small_models import photos, small_model
 
 PROTO = small_model(1, classes=5, stride=8, learned=0.05)

@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 from conftest import draw_scene
 from fcn_deploy.auto_tile import DEFAULT_MAX_MEMORY_MIB
 from fcn_deploy.cli.app import app
+from fcn_deploy.loading import load
 from fcn_deploy.onnx_upsampling import to_matrix_form
-from fcn_deploy.segment import Tiling, load
+from fcn_deploy.tiling_options import Tiling
 from small_models import photos, small_model
 
 

@@ -15,11 +15,12 @@ from torch import nn
 from fcn_deploy.backends.eager import open_eager
 from fcn_deploy.backends.ort import open_ort
 from fcn_deploy.errors import CheckFailedError, ModelError, UsageError
+from fcn_deploy.loading import load
 from fcn_deploy.onnx_file import read_onnx, to_half
 from fcn_deploy.onnx_footprint import bytes_per_pixel
 from fcn_deploy.parity import TOLERANCES, compare, generated_crops
-from fcn_deploy.segment import Tiling, load
 from fcn_deploy.spec import PARITY_KEY, SPEC_KEY, ModelSpec, voc_palette
+from fcn_deploy.tiling_options import Tiling
 from fcn_deploy.training import to_onnx
 from fcn_deploy.training.checkpoint import Checkpoint, load_network, save_checkpoint
 from fcn_deploy.training.network import BYTES_PER_PIXEL, SCORE_STRIDE, build_network
