@@ -38,15 +38,19 @@ class EngineUpsampler:
         s, (rows, columns, _) = self.stride, cells.shape
         labels = np.empty(((rows - 1) * s, (columns - 1) * s), np.uint8)
         waiting: deque[tuple[Lane, slice, slice]] = deque()
-        for number, (high, wide) in enumerate(self._pieces(rows, columns)):
-            if len(waiting) == len(self._lanes):
+        try:
+            for number, (high, wide) in enumerate(self._pieces(rows, columns)):
+                if len(waiting) == len(self._lanes):
+                    self._collect(labels, *waiting.popleft())
+                lane = self._lanes[number % len(self._lanes)]
+                # One more cell than windows along each side.
+                lane.start([cells[high.start : high.stop + 1, wide.start : wide.stop + 1]])
+                waiting.append((lane, high, wide))
+            while waiting:
                 self._collect(labels, *waiting.popleft())
-            lane = self._lanes[number % len(self._lanes)]
-            # One more cell than windows along each side.
-            lane.start([cells[high.start : high.stop + 1, wide.start : wide.stop + 1]])
-            waiting.append((lane, high, wide))
-        while waiting:
-            self._collect(labels, *waiting.popleft())
+        finally:
+            for lane, _, _ in waiting:
+                lane.abandon()
         return labels, left * s
 
     def logits(

@@ -87,7 +87,14 @@ class Lane:
         staged = self._host[self._loaded.input].view(shape, self._loaded.types[self._loaded.input])
         for index, array in enumerate(batch):
             staged[index] = array
+        try:
+            self._launch(prepared)
+        except DeviceError:
+            self._settle()
+            raise
         self._under_way = prepared
+
+    def _launch(self, prepared: _Prepared) -> None:
         if prepared.graph is not None:
             prepared.graph.launch(self._stream)
         elif self._record and prepared.runs == 1:
@@ -194,13 +201,16 @@ class Lane:
 
     def abandon(self) -> None:
         """Wait for the run that was started, if any, and forget it."""
-        if self._under_way is None:
-            return
-        self._under_way = None
+        if self._under_way is not None:
+            self._under_way = None
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait until nothing uses the buffers any more, whatever becomes of it."""
         try:
             self._stream.wait()
-        except DeviceError:  # whoever abandons a run has been told of a failure
-            log.debug("a run had failed when it was abandoned")
+        except DeviceError:  # whoever waits has been told of a failure, or is about to be
+            log.debug("a run of %s had failed", self._loaded.name)
 
     def release(self) -> None:
         """Give back all memory that depends on shapes; the next run takes its own again."""
