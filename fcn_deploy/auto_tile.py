@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fcn_deploy.errors import UsageError
 from fcn_deploy.tiling import CropGrid, plan_crops
@@ -17,11 +18,22 @@ CROPS_AT_ONCE = 2
 LEAST_SIDE = 256
 """A smaller crop shows a network too little of what is around a pixel."""
 
-_ROW_BYTES = 2 * 3 + 1
-"""By pixel of a row of crops: one in work, the next one being read, and the labels of one."""
+_ROW_BYTES = 5 * 3 + 1
+"""By pixel of a row of crops, where there are several. Of RGB five times as many: the row that was
+in work, of which the next one is being made; the rows that are new in that; both together; and the
+two that are read ahead (:func:`~fcn_deploy.tiling.cut_crops`, :mod:`fcn_deploy.read_ahead`). Once
+of labels. Measured 11 to 16, the more the smaller the crops."""
 
-_RENDERING_BYTES = 48 << 20
-"""Windows in work, labels of a band and the writer's own: measured 30 to 60 MiB."""
+_ALONE_BYTES = 2 * 3 + 1
+"""The same where one row of crops is all: the image, what it was made of, and labels."""
+
+_TILE_ROWS = 512
+"""A file's tiles are decoded row by row, the next one while the last one is held; this is the
+largest height of a tile that is common."""
+
+_FIXED_BYTES = 72 << 20
+"""Windows in work, labels of a band and the writer's own, measured 30 to 60 MiB; and 20 MiB of what
+Pillow decodes at once."""
 
 _MOST_SIDES = 512
 """Sizes tried along one side; more would only serve images of millions of pixels a side."""
@@ -41,15 +53,31 @@ class Footprint:
 
     def of(self, grid: CropGrid) -> int:
         """Bytes beyond the loaded model to segment an image by this plan, read row by row."""
-        pixels = grid.crop_hw[0] * grid.crop_hw[1]
-        return int(_bytes(self, np.int64(pixels), grid.crop_hw[0], grid.padded_hw, len(grid)))
+        sides, counts = grid.crop_hw, (len(grid.tops), len(grid.lefts))
+        height, width, rows, columns = (np.array([size]) for size in (*sides, *counts))
+        return int(_needed(self, (height, width), (rows, columns), grid.padded_hw)[0, 0])
 
 
-def _bytes(
-    footprint: Footprint, pixels: np.int64, height: int, padded_hw: tuple[int, int], crops: int
-) -> float:
-    computed = footprint.bytes_per_pixel * int(pixels) * min(footprint.workers, crops)
-    return float(computed + _ROW_BYTES * height * padded_hw[1] + _RENDERING_BYTES)
+def _needed(
+    footprint: Footprint,
+    sides: tuple[NDArray[np.int64], NDArray[np.int64]],
+    counts: tuple[NDArray[np.int64], NDArray[np.int64]],
+    padded_hw: tuple[int, int],
+) -> NDArray[np.float64]:
+    """Bytes for every height of a crop (rows of the result) and every width (columns).
+
+    Args:
+        footprint: What a crop costs.
+        sides: Heights, and widths, in pixels.
+        counts: How many crops there are of each, one below the other and side by side.
+        padded_hw: Of the image.
+    """
+    at_once = np.minimum(footprint.workers, np.multiply.outer(*counts))
+    computed = footprint.bytes_per_pixel * np.multiply.outer(*sides) * at_once
+    decoded = 2 * 3 * min(_TILE_ROWS, padded_hw[0])
+    several = _ROW_BYTES * sides[0] + decoded
+    rows = np.where(counts[0] > 1, several, _ALONE_BYTES * sides[0]) * float(padded_hw[1])
+    return computed + rows[:, None] + _FIXED_BYTES
 
 
 def choose_grid(
@@ -95,11 +123,7 @@ def choose_grid(
         sides.append(side)
         counts.append(np.where(side >= size, 1, -(-(size - side) // stride) + 1))
     area = np.multiply.outer(sides[0] * counts[0], sides[1] * counts[1]).astype(np.float64)
-    pixels = np.multiply.outer(sides[0], sides[1])
-    crops = np.multiply.outer(counts[0], counts[1])
-    computed = footprint.bytes_per_pixel * pixels * np.minimum(footprint.workers, crops)
-    rows = sides[0].astype(np.float64)[:, None] * whole.padded_hw[1]
-    needed = computed + _ROW_BYTES * rows + _RENDERING_BYTES
+    needed = _needed(footprint, (sides[0], sides[1]), (counts[0], counts[1]), whole.padded_hw)
     if needed.min() > budget:
         h, w = int(sides[0][0]), int(sides[1][0])
         raise UsageError(

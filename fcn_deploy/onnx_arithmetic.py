@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import onnx.helper
-import onnx.shape_inference
 from onnx import ModelProto, NodeProto, TensorProto
 
 from fcn_deploy.onnx_file import WEIGHTED
+from fcn_deploy.onnx_shapes import shaped
 
 
 def fp16_share(proto: ModelProto, hw: tuple[int, int]) -> float:
@@ -29,7 +28,11 @@ def fp16_share(proto: ModelProto, hw: tuple[int, int]) -> float:
 def multiply_adds(proto: ModelProto, hw: tuple[int, int]) -> list[tuple[NodeProto, int]]:
     """Nodes with weights, and the multiply-adds of each for one input of that size."""
     weights = {weight.name: tuple(weight.dims) for weight in proto.graph.initializer}
-    shapes = _shapes(proto, hw)
+    graph = shaped(proto, *(value.name for value in proto.graph.output), hw=hw)
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
     counts = []
     for node in proto.graph.node:
         if node.op_type not in WEIGHTED or len(node.input) < 2 or node.input[1] not in weights:
@@ -45,18 +48,3 @@ def multiply_adds(proto: ModelProto, hw: tuple[int, int]) -> list[tuple[NodeProt
             count = math.prod(shapes.get(node.output[0], ())) * kernel[0]
         counts.append((node, count))
     return counts
-
-
-def _shapes(proto: ModelProto, hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    fixed = ModelProto()
-    fixed.CopyFrom(proto)
-    dims = fixed.graph.input[0].type.tensor_type.shape.dim
-    for dim, size in zip(dims, (1, *hw, dims[3].dim_value), strict=True):
-        dim.dim_value = size
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    return {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.value_info, *graph.output)
-    }

@@ -116,8 +116,18 @@ class EngineOptions:
             raise UsageError(f"A workspace of {self.workspace_mib} MiB is none.")
         if self.optimization_level is not None and self.optimization_level not in LEVELS:
             raise UsageError(f"Optimization levels are 0 to 5, not {self.optimization_level}.")
-        if self.dla_core is not None and self.dla_core < 0:
-            raise UsageError(f"There is no DLA core {self.dla_core}.")
+        if self.dla_core is not None:
+            self._check_dla(self.dla_core)
+
+    def _check_dla(self, core: int) -> None:
+        if core < 0:
+            raise UsageError(f"There is no DLA core {core}.")
+        if any(s.max_batch > 1 or len({s.min_hw, s.opt_hw, s.max_hw}) > 1 for s in self.profiles):
+            raise UsageError(
+                "A DLA runs one shape only: the smallest, best and largest must be the same.",
+                "For example: --min-shape 512x512 --opt-shape 512x512 --max-shape 512x512 "
+                "--max-batch 1",
+            )
 
 
 @dataclass(frozen=True)

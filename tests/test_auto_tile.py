@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+import time
+import tracemalloc
+from contextlib import closing
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from fcn_deploy.auto_tile import LEAST_SIDE, Footprint, choose_grid
 from fcn_deploy.errors import UsageError
-from fcn_deploy.tiling import plan_crops
+from fcn_deploy.read_ahead import ahead
+from fcn_deploy.segment import _blocks
+from fcn_deploy.tiling import cut_crops, plan_crops
 
 STEP = 32
 SIZES = st.one_of(st.integers(129, 400), st.integers(400, 3000))
@@ -45,9 +52,40 @@ def test_a_footprint_is_at_least_what_is_held_by_definition(
     grid = plan_crops(image_hw, (256, 320), 64)
     height, width = grid.crop_hw
     crops = footprint.bytes_per_pixel * height * width * min(footprint.workers, len(grid))
-    # One row of crops in work, the next one being read, and labels of one.
-    held = crops + 7 * height * grid.padded_hw[1]
+    # Two rows of crops (the last one and its successor), what was read for that, and twice as much
+    # ahead; labels; two rows of the file's tiles, one read and one being decoded.
+    several = 16 * height + 2 * 3 * min(512, grid.padded_hw[0])
+    # The image, what it was decoded to, and labels.
+    alone = 7 * height
+    rows = several if len(grid.tops) > 1 else alone
+    held = crops + rows * grid.padded_hw[1]
     assert held <= footprint.of(grid) <= held + SPARE_MIB * 2**20
+
+
+class Rows:
+    """An image of which rows are made when they are read."""
+
+    image_hw = (6 * 1024, 2048)
+
+    def rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return np.zeros((stop - start, self.image_hw[1], 3), np.uint8)
+
+
+@pytest.mark.parametrize("height", [512, 1024])
+def test_rows_that_are_read_ahead_are_reckoned_with(height: int) -> None:
+    # NumPy tells tracemalloc of its arrays, so that this counts bytes, not pages.
+    grid = plan_crops(Rows.image_hw, (height, 256), 64)
+    tracemalloc.start()
+    try:
+        with closing(ahead(_blocks(Rows(), grid))) as blocks:
+            for number, _crop in enumerate(cut_crops(blocks, grid)):
+                if number % len(grid.lefts) == 0:
+                    time.sleep(0.05)  # crops take longer than reading: it gets as far as it may
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    reckoned = Footprint(0.0).of(grid) - Footprint(0.0).of(plan_crops((1, 1), None))
+    assert 0.4 * reckoned < peak <= reckoned
 
 
 @given(

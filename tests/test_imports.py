@@ -42,6 +42,8 @@ ROOMS = {
 FLOORS = (
     ("cli",),
     ("training.train", "training.session", "training.to_onnx", "engine", "describe", "doctor"),
+    ("profile_planner",),
+    ("image_headers",),
     ("evaluate", "batch", "parity", "report"),
     ("loading", "outputs"),
     ("segment",),
@@ -57,7 +59,7 @@ FLOORS = (
     ("freshness",),
     ("backends", "trusted_plan"),
     ("onnx_parts",),
-    ("onnx_arithmetic", "onnx_footprint", "onnx_upsampling", "receptive"),
+    ("onnx_arithmetic", "onnx_shapes", "onnx_footprint", "onnx_upsampling", "receptive"),
     ("tiling_options",),
     ("logit_merging",),
     ("auto_tile", "merging"),
