@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from fcn_deploy.artifacts import atomic_path, find_model, newest_run, sha256, write_atomically
-from fcn_deploy.errors import EnvironmentFault, ModelError, UsageError
+from fcn_deploy.artifacts import (
+    atomic_path,
+    find_model,
+    is_part,
+    newest_run,
+    sha256,
+    write_atomically,
+)
+from fcn_deploy.errors import EngineError, EnvironmentFault, ModelError, UsageError
 
 
 def write(path: Path, *, second: int) -> Path:
@@ -198,3 +205,46 @@ def test_a_dangling_link_in_a_run_does_no_harm(runs: Path) -> None:
 def test_the_remedy_fits_the_cause(tmp_path: Path, number: int, remedy: str) -> None:
     with pytest.raises(EnvironmentFault, match=remedy), atomic_path(tmp_path / "mask.png"):
         raise OSError(number, "why")
+
+
+def test_parts_of_an_engine_are_not_picked_as_models(runs: Path) -> None:
+    run = runs / "road"
+    for part in ("model.fp16.trunk.plan", "model.fp16.head.plan"):
+        write(run / part, second=90)
+    with pytest.raises(EngineError, match=r"holds no \.plan file"):
+        find_model(run, suffixes=(".plan",))
+    whole = write(run / "model.fp16.plan", second=10)
+    assert find_model(run, suffixes=(".plan",)) == whole
+    # A folder of parts alone is no run.
+    write(runs / "parts" / "model.trunk.plan", second=500)
+    assert newest_run() == run
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("model.fp16.trunk.plan", True),
+        ("head.head.plan", True),
+        ("model.fp16.plan", False),
+        ("trunk.plan.json", False),
+        ("model.trunk.onnx", False),
+        ("my-trunk.plan", False),
+        ("headroom.plan", False),
+    ],
+)
+def test_what_a_part_is_called(name: str, part: bool) -> None:
+    assert is_part(Path(name)) == part
+
+
+def test_only_a_missing_plan_is_an_engine_that_could_be_built(runs: Path) -> None:
+    write(runs / "road" / "train.json", second=10)
+    wanted: list[tuple[Path, tuple[str, ...], bool]] = [
+        (runs / "road", (".plan",), True),
+        (runs / "road" / "gone.plan", (".plan",), True),
+        (runs / "road", (".onnx",), False),
+        (runs / "road" / "gone.onnx", (".plan",), False),
+    ]
+    for model, suffixes, engine in wanted:
+        with pytest.raises(ModelError) as caught:
+            find_model(model, suffixes=suffixes)
+        assert isinstance(caught.value, EngineError) == engine

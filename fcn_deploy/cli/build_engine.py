@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fcn_deploy.artifacts import find_model
-from fcn_deploy.cli.building import beside, build, exported
+from fcn_deploy.cli.building import beside, build, exported, onnx_of
 from fcn_deploy.cli.console import RecipeOption, note, parse_hw, placed, relative
 from fcn_deploy.errors import UsageError
 
@@ -145,10 +145,16 @@ def build_engine(
     if plan_for is not None:
         if min_shape or opt_shape or max_shape or max_batch or profile:
             raise UsageError("--plan-for chooses the shapes and the batch; do not name them, too.")
+        if dry_run and onnx_of(found) != found:
+            raise UsageError(
+                "--plan-for reckons with the exported graph, and --dry-run exports none.",
+                "Export it first: fcn-deploy export",
+            )
         found = exported(found, verify=not no_verify)
         options = replace(options, profiles=(_planned(found, plan_for, fp16=options.fp16),))
     if dry_run:
-        _describe(found, options)
+        plan = placed(out, beside(onnx_of(found), fp16=options.fp16))
+        _describe(found, plan, options)
         return
     source = exported(found, verify=not no_verify)
     plan = placed(out, beside(source, fp16=options.fp16))
@@ -218,13 +224,13 @@ def _planned(source: Path, folder: Path, *, fp16: bool) -> Shapes:
     return proposal.shapes
 
 
-def _describe(source: Path, options: EngineOptions) -> None:
+def _describe(source: Path, plan: Path, options: EngineOptions) -> None:
     from fcn_deploy.onnx_file import read_onnx
 
     options.check(read_onnx(source).spec.output_stride if source.suffix == ".onnx" else 32)
     precision = "FP16" if options.fp16 else "the precision of the file"
     targets = ", ".join(options.targets) or "its own targets"
-    note(f"Would build {relative(beside(source, fp16=options.fp16))} from {relative(source)}")
+    note(f"Would build {relative(plan)} from {relative(source)}")
     note(f"Flavour {options.flavour}, {targets}, {precision}")
     for shapes in options.profiles:
         low, best, high = (f"{h}x{w}" for h, w in (shapes.min_hw, shapes.opt_hw, shapes.max_hw))

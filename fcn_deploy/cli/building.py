@@ -135,14 +135,21 @@ def _rebuilt(model: Path | None, recipe: Path | None) -> Path:
     return plan
 
 
+def onnx_of(model: Path) -> Path:
+    """The ONNX file of a model, whether or not it has been exported yet."""
+    if model.suffix != ".safetensors":
+        return model
+    # Of another checkpoint than the best, under its own name: model.onnx is the best one's.
+    return model.with_name(ONNX if model.name == BEST else f"{model.stem}.onnx")
+
+
 def exported(model: Path, *, verify: bool) -> Path:
     """The ONNX file of a model, exported first where there is only a checkpoint."""
-    if model.suffix != ".safetensors":
+    target = onnx_of(model)
+    if target == model:
         return model
     from fcn_deploy.training.to_onnx import export_onnx
 
-    # Of another checkpoint than the best, under its own name: model.onnx is the best one's.
-    target = model.with_name(ONNX if model.name == BEST else f"{model.stem}.onnx")
     require_writable(target.parent)
     note(f"Exporting {relative(model)} to {relative(target)} first")
     crops = crops_to_verify_on(model, None) if verify else None

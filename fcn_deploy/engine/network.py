@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,9 @@ def parse(flavour: Flavour, part: GraphPart, source: str, name: str) -> Network:
     """
     trt = flavour.trt
     flavour.messages.clear()
+    # The library logs while it holds a lock that the end of a builder waits for: a collection of
+    # garbage that began in our logger, and met an old builder, would never end.
+    gc.collect()
     try:
         builder = trt.Builder(flavour.logger)
     except TypeError as error:  # pybind's "factory function returned nullptr"

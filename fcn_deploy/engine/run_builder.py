@@ -43,7 +43,10 @@ def run_builder(flavour: Flavour, parsed: Network, config: Any, on_step: OnStep 
             except BaseException as error:  # the monitor tells the builder
                 stopped.append(error)
     if stopped:
-        raise stopped[0]
+        try:
+            raise stopped[0]
+        finally:
+            stopped.clear()  # or its traceback would hold itself, and the builder, until collected
     plan = running.result()
     if plan is None:
         raise _failure(flavour)
