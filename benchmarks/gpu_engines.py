@@ -22,8 +22,9 @@ from fcn_deploy.backends.trt import TrtBackend
 from fcn_deploy.backends.trt_engine import Engine
 from fcn_deploy.backends.trt_fit import require_fitting
 from fcn_deploy.engine import build_engine
+from fcn_deploy.engine_files import read_engine
 from fcn_deploy.errors import ModelError
-from fcn_deploy.passport import WHOLE, Passport, read_engine
+from fcn_deploy.passport import WHOLE, Passport
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.segment import Segmenter
 

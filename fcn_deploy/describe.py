@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fcn_deploy.engine_files import read_passport
 from fcn_deploy.errors import MissingExtraError, ModelError
-from fcn_deploy.passport import read_passport
 from fcn_deploy.recipe import EngineOptions
 from fcn_deploy.spec import PARITY_KEY, SPEC_KEY, ModelSpec
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from fcn_deploy.artifacts import sha256
+from fcn_deploy.engine_files import passport_path, read_passport
 from fcn_deploy.errors import EngineError, ModelError
-from fcn_deploy.passport import passport_path, read_passport
 from fcn_deploy.spec import SOURCE_KEY
 
 

@@ -13,16 +13,10 @@ from onnx import ModelProto
 from fake_cuda import FakeCuda
 from fake_plan import MAGIC, VERSIONS
 from fake_tensorrt import fake_module, fake_plan
+from fcn_deploy.engine_files import part_path, write_engine
 from fcn_deploy.onnx_file import OnnxModel, to_half
 from fcn_deploy.onnx_parts import parts_of, upsampling_bytes, upsampling_of_scores
-from fcn_deploy.passport import (
-    UPSAMPLING,
-    Part,
-    Passport,
-    Precision,
-    part_path,
-    write_engine,
-)
+from fcn_deploy.passport import UPSAMPLING, Part, Passport, Precision
 from fcn_deploy.plan_name import PlanName
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import SPEC_KEY, ModelSpec

@@ -41,7 +41,7 @@ from fake_engines import install_fake, model_of, write_fake_engine
 from fcn_deploy.artifacts import sha256
 from fcn_deploy.backends.ort import OrtBackend
 from fcn_deploy.backends.tensorrt_flavour import has_gpu
-from fcn_deploy.passport import passport_path
+from fcn_deploy.engine_files import passport_path
 from fcn_deploy.recipe import Shapes
 from fcn_deploy.segment import Segmenter
 from small_models import photos, small_model

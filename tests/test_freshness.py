@@ -11,9 +11,10 @@ import pytest
 
 from fake_engines import write_fake_engine
 from fcn_deploy.artifacts import sha256
+from fcn_deploy.engine_files import part_path, passport_path
 from fcn_deploy.errors import EngineError, ModelError
 from fcn_deploy.freshness import require_fresh
-from fcn_deploy.passport import TRUNK, part_path, passport_path
+from fcn_deploy.passport import TRUNK
 from fcn_deploy.spec import SOURCE_KEY
 from small_models import small_model
 

@@ -62,6 +62,7 @@ FLOORS = (
     ("tiling_options",),
     ("logit_merging",),
     ("auto_tile", "merging"),
+    ("engine_files",),
     ("tiling", "image", "dataset", "metrics", "onnx_file", "passport", "upsample"),
     ("plan_header", "plan_name"),
     ("png_source", "tiff_source", "tiff_blocks"),

@@ -15,16 +15,7 @@ from hypothesis import strategies as st
 from fake_plan import MAGIC, fake_plan
 from fcn_deploy.artifacts import write_atomically
 from fcn_deploy.describe import describe
-from fcn_deploy.errors import EngineError, EnvironmentFault, ModelError
-from fcn_deploy.passport import (
-    HEAD,
-    TRUNK,
-    UPSAMPLING,
-    WHOLE,
-    Part,
-    Passport,
-    Precision,
-    Profile,
+from fcn_deploy.engine_files import (
     last_passport,
     part_path,
     passport_path,
@@ -33,6 +24,8 @@ from fcn_deploy.passport import (
     source_of,
     write_engine,
 )
+from fcn_deploy.errors import EngineError, EnvironmentFault, ModelError
+from fcn_deploy.passport import HEAD, TRUNK, UPSAMPLING, WHOLE, Part, Passport, Precision, Profile
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import ModelSpec, voc_palette
 
@@ -192,7 +185,7 @@ def test_a_crash_anywhere_in_writing_leaves_a_refusal(
             left[0] -= 1
             write_atomically(path, content)
 
-        monkeypatch.setattr("fcn_deploy.passport.write_atomically", killed)
+        monkeypatch.setattr("fcn_deploy.engine_files.write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             write_engine(plan, newer, passport_of(plan, newer))
         monkeypatch.undo()

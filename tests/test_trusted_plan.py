@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from fake_plan import MAGIC, fake_plan
 from fcn_deploy.engine import build_engine
+from fcn_deploy.engine_files import passport_path
 from fcn_deploy.errors import EngineError, ModelError
 from fcn_deploy.onnx_file import to_half
-from fcn_deploy.passport import WHOLE, Part, passport_path
+from fcn_deploy.passport import WHOLE, Part
 from fcn_deploy.plan_name import PlanName
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import ModelSpec

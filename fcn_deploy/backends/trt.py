@@ -27,18 +27,10 @@ from fcn_deploy.backends.trt_engine import Engine
 from fcn_deploy.backends.trt_fit import require_fitting
 from fcn_deploy.backends.trt_head import EngineUpsampler
 from fcn_deploy.backends.trt_lane import Lane
+from fcn_deploy.engine_files import passport_path, read_engine
 from fcn_deploy.errors import DeviceMemoryError, EngineError, UsageError
 from fcn_deploy.onnx_parts import read_upsampling
-from fcn_deploy.passport import (
-    HEAD,
-    TRUNK,
-    UPSAMPLING,
-    WHOLE,
-    Passport,
-    Profile,
-    passport_path,
-    read_engine,
-)
+from fcn_deploy.passport import HEAD, TRUNK, UPSAMPLING, WHOLE, Passport, Profile
 from fcn_deploy.trusted_plan import trusted_engine
 from fcn_deploy.upsample import Upsampling
 

@@ -26,20 +26,12 @@ from fcn_deploy.engine.timing_cache import (
     read_timing_cache,
     timing_cache_path,
 )
+from fcn_deploy.engine_files import part_path, write_engine
 from fcn_deploy.errors import ModelError
 from fcn_deploy.onnx_file import OnnxModel, read_onnx, to_half
 from fcn_deploy.onnx_parts import GraphPart, parts_of, upsampling_bytes, upsampling_of_scores
 from fcn_deploy.parity import ParityReport, compare
-from fcn_deploy.passport import (
-    HEAD,
-    UPSAMPLING,
-    WHOLE,
-    Part,
-    Passport,
-    Precision,
-    part_path,
-    write_engine,
-)
+from fcn_deploy.passport import HEAD, UPSAMPLING, WHOLE, Part, Passport, Precision
 from fcn_deploy.plan_name import PlanName
 from fcn_deploy.receptive import halo_for, reach_of_scores
 from fcn_deploy.recipe import EngineOptions

@@ -38,6 +38,7 @@ from fcn_deploy.backends.trt_fit import require_fitting
 from fcn_deploy.backends.trt_head import EngineUpsampler
 from fcn_deploy.cli.app import app
 from fcn_deploy.engine import build_engine
+from fcn_deploy.engine_files import part_path, passport_path, read_engine, read_passport
 from fcn_deploy.errors import (
     DeviceError,
     EngineError,
@@ -48,16 +49,7 @@ from fcn_deploy.errors import (
     UsageError,
 )
 from fcn_deploy.parity import TOLERANCES, compare, generated_crops
-from fcn_deploy.passport import (
-    HEAD,
-    TRUNK,
-    WHOLE,
-    Passport,
-    part_path,
-    passport_path,
-    read_engine,
-    read_passport,
-)
+from fcn_deploy.passport import HEAD, TRUNK, WHOLE, Passport
 from fcn_deploy.plan_name import PlanName, find_name
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.segment import Segmenter

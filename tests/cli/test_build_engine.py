@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fcn_deploy.cli.app import app
+from fcn_deploy.engine_files import read_passport
 from fcn_deploy.errors import CheckFailedError
 from fcn_deploy.onnx_file import to_half
-from fcn_deploy.passport import read_passport
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import SOURCE_KEY
 from small_models import small_model

@@ -25,18 +25,10 @@ from fake_engines import install_fake, model_of, write_fake_engine
 from fake_plan import MAGIC, fake_plan
 from fcn_deploy.artifacts import sha256
 from fcn_deploy.cli.app import app
+from fcn_deploy.engine_files import part_path, passport_path, read_passport
 from fcn_deploy.errors import CheckFailedError
 from fcn_deploy.onnx_file import read_onnx
-from fcn_deploy.passport import (
-    HEAD,
-    TRUNK,
-    UPSAMPLING,
-    WHOLE,
-    Passport,
-    part_path,
-    passport_path,
-    read_passport,
-)
+from fcn_deploy.passport import HEAD, TRUNK, UPSAMPLING, WHOLE, Passport
 from fcn_deploy.plan_name import PlanName
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import SOURCE_KEY

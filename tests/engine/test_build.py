@@ -11,10 +11,10 @@ import pytest
 
 from fcn_deploy.artifacts import sha256
 from fcn_deploy.engine import build, build_engine
+from fcn_deploy.engine_files import read_passport
 from fcn_deploy.errors import CheckFailedError, ModelError, ShapeError, UsageError
 from fcn_deploy.onnx_file import OnnxModel, read_onnx
 from fcn_deploy.parity import generated_crops
-from fcn_deploy.passport import read_passport
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import ModelSpec, voc_palette
 from fcn_deploy.training.checkpoint import Checkpoint, save_checkpoint

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from fcn_deploy.engine import build_engine
-from fcn_deploy.passport import TRUNK, WHOLE, Passport, part_path
+from fcn_deploy.engine_files import part_path
+from fcn_deploy.passport import TRUNK, WHOLE, Passport
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import ModelSpec, voc_palette
 from fcn_deploy.training.checkpoint import Checkpoint, save_checkpoint
