@@ -66,7 +66,7 @@ FLOORS = (
     ("tiling", "image", "dataset", "metrics", "onnx_file", "passport", "upsample"),
     ("plan_header", "plan_name"),
     ("png_source", "tiff_source", "tiff_blocks"),
-    ("row_reader",),
+    ("recipe_file", "row_reader"),
     ("artifacts", "classes", "png_rows", "reach", "read_ahead", "spec", "recipe"),
     ("errors",),
 )

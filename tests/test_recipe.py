@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_deploy.errors import ModelError, ShapeError, UsageError
-from fcn_deploy.recipe import FLAVOURS, EngineOptions, Shapes, fit_shapes, read_recipe
+from fcn_deploy.recipe import FLAVOURS, EngineOptions, Shapes, fit_shapes
+from fcn_deploy.recipe_file import read_recipe
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

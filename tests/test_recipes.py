@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fcn_deploy.cli.console import parse_tiling
-from fcn_deploy.recipe import EngineOptions, SegmentOptions, Shapes, read_recipe
+from fcn_deploy.recipe import EngineOptions, SegmentOptions, Shapes
+from fcn_deploy.recipe_file import read_recipe
 
 if sys.version_info >= (3, 11):
     import tomllib

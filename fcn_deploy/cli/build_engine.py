@@ -165,7 +165,7 @@ def build_engine(
 def _of_recipe(path: Path | None) -> EngineOptions | None:
     if path is None:
         return None
-    from fcn_deploy.recipe import read_recipe
+    from fcn_deploy.recipe_file import read_recipe
 
     recipe = read_recipe(path)
     note(f"For {recipe.device}, by {relative(path)}")

@@ -116,7 +116,8 @@ def _rebuilt(model: Path | None, recipe: Path | None) -> Path:
     """The engine meant by ``model``, built again as it was built before."""
     from fcn_deploy.engine_files import last_passport, source_of
     from fcn_deploy.freshness import require_fresh
-    from fcn_deploy.recipe import EngineOptions, read_recipe
+    from fcn_deploy.recipe import EngineOptions
+    from fcn_deploy.recipe_file import read_recipe
 
     if model is not None and model.suffix == ".plan":
         plan, source = model, source_of(model)

@@ -112,7 +112,7 @@ class Defaults:
         self._context = context
         self._known: dict[str, Any] = {}
         if recipe is not None:
-            from fcn_deploy.recipe import read_recipe
+            from fcn_deploy.recipe_file import read_recipe
 
             content = read_recipe(recipe)
             note(f"For {content.device}, by {relative(recipe)}")
