@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from fcn_deploy.artifacts import atomic_path
 from fcn_deploy.errors import DataError, InputError
 from fcn_deploy.png_rows import rows_are_missing
+from fcn_deploy.quiet import quiet
 from fcn_deploy.spec import IGNORE, Color
 
 # An allow-list: Pillow knows formats that run other programs (EPS) or expand without bound (FITS).
@@ -39,8 +39,7 @@ def _our_own_limit() -> Iterator[None]:
 
     Ours is checked against the same header, before anything is decoded.
     """
-    with _PILLOWS_LIMIT, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _PILLOWS_LIMIT, quiet:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
@@ -105,8 +104,7 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]
                     "whose black and white are not defined.",
                     "Convert it to 8 or 16 bits a channel.",
                 )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # transparency is ignored on purpose
+            with quiet:  # transparency is ignored on purpose
                 return np.array(upright.convert("RGB"))
         except InputError:
             raise
@@ -155,8 +153,7 @@ def image_hw(path: Path, *, decode: bool = False) -> tuple[int, int]:
     """
     with open_image(path) as image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet:
                 orientation = image.getexif().get(0x0112, 1)
             # Of TIFF, Pillow gives the size after turning.
             turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
 from fcn_deploy.batch import list_items
 from fcn_deploy.errors import DataError, InputError
 from fcn_deploy.image import open_image
+from fcn_deploy.quiet import quiet
 from fcn_deploy.tiff_blocks import HEIGHT, WIDTH, read_tags
 
 _ORIENTATION = 0x0112
@@ -61,8 +61,7 @@ def _of_tiff(path: Path) -> tuple[int, int, int] | None:
 
 
 def _of_others(path: Path) -> tuple[int, int, int]:
-    with open_image(path, max_pixels=_ANY_SIZE) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of EXIF blocks that are cut short
+    with open_image(path, max_pixels=_ANY_SIZE) as image, quiet:  # of EXIF that is cut short
         # Of a PNG that has none before its pixels, Pillow would decode them to look behind.
         looked_for = image.format != "PNG" or "exif" in image.info
         orientation = int(image.getexif().get(_ORIENTATION, 1)) if looked_for else 1

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Any, TextIO
 
 from fcn_deploy.artifacts import atomic_path
 from fcn_deploy.errors import InputError, MissingExtraError
+from fcn_deploy.quiet import quiet
 from fcn_deploy.spec import IGNORE, Color
 
 try:
@@ -31,7 +30,6 @@ except ImportError as error:
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BATCH = 20_000
 """Points that are transformed at once: every call sets up a projection, which takes a while."""
-_WARNINGS = threading.Lock()
 
 
 def write_polygons(
@@ -109,8 +107,7 @@ def _opened(mask: Path) -> Iterator[Any]:
     options = {"driver": "PNG"} if _is_png(mask) else {"driver": "GTiff", "GEOREF_SOURCES": "NONE"}
     try:
         with gdal():
-            with _WARNINGS, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the mask lies nowhere on earth
+            with quiet:  # that the mask lies nowhere on earth
                 dataset = rasterio.open(name, **options)
             with dataset:
                 if dataset.count != 1 or dataset.dtypes[0] != "uint8":

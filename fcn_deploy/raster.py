@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 
 from fcn_deploy.errors import InputError, MissingExtraError
 from fcn_deploy.image import MAX_PIXELS
+from fcn_deploy.quiet import quiet
 from fcn_deploy.row_files import is_georeferenced, open_rows
 from fcn_deploy.row_reader import PIECE_PIXELS, RowReader
 from fcn_deploy.tiff_blocks import MOST_PIXELS, read_blocks, read_tags, refuse_missing_blocks
@@ -35,7 +34,6 @@ _OPTIONS = {
     "GDAL_GEOREF_SOURCES": "INTERNAL",
     "GDAL_PAM_ENABLED": False,  # no .aux.xml is written beside the user's files
 }
-_WARNINGS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -159,10 +157,7 @@ def open_dataset(path: Path, mode: str = "r", **creation: Any) -> Any:
     name = str(path.absolute())
     if name.startswith("/vsi"):  # GDAL's names for archives, memory and the network
         name = "/." + name
-    # Images that lie nowhere on earth are none of a warning's business. Filters are one for the
-    # whole process.
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet:  # images that lie nowhere on earth are none of a warning's business
         return rasterio.open(name, mode, driver="GTiff", **creation)
 
 

@@ -5,7 +5,6 @@ A block is a strip or a tile, whichever the file has.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from fcn_deploy.errors import InputError
+from fcn_deploy.quiet import quiet
 
 MOST_PIXELS = 1 << 26
 """Of a block that is decoded alone; Pillow warns of decompression bombs from 89 MP."""
@@ -67,8 +67,7 @@ def read_tags(path: Path) -> ImageFileDirectory_v2 | None:
                 return None
             tags = ImageFileDirectory_v2(head + (file.read(8) if 43 in head[2:4] else b""))
             file.seek(tags.next)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet:
                 tags.load(file)
     except Exception:  # tags are as breakable as pixels
         return None

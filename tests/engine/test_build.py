@@ -59,13 +59,11 @@ def test_fp16_engine_is_built_proven_and_documented(toy_onnx: Path, tmp_path: Pa
     assert {phase.split(":")[0] for phase, _, _ in phases} == {"whole", "trunk", "head"}
 
 
-@pytest.mark.parametrize(("head", "classes"), [("fcn8s", 3), ("fcn32s", 40)])
-def test_fresh_networks_and_many_classes_are_proven_too(
-    head: str, classes: int, tmp_path: Path
-) -> None:
-    # Fresh skip scores are zeros, the same in both types; upsampling of many classes outweighs all.
-    names = tuple(f"class{number}" for number in range(classes))
-    spec = ModelSpec(names, voc_palette(classes), head=head, score_stride=SCORE_STRIDE[head])
+def test_many_classes_are_proven_too(tmp_path: Path) -> None:
+    # Upsampling of many classes outweighs all else, and is stored rearranged. Fresh networks of
+    # every head, whose skip scores are zeros, are in test_networks.py.
+    names = tuple(f"class{number}" for number in range(40))
+    spec = ModelSpec(names, voc_palette(40), head="fcn32s", score_stride=SCORE_STRIDE["fcn32s"])
     checkpoint, model = tmp_path / "best.safetensors", tmp_path / "model.onnx"
     save_checkpoint(checkpoint, Checkpoint(spec, build_network(spec).state_dict(), {}, {}))
     export_onnx(checkpoint, model, crops=None)
