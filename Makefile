@@ -37,7 +37,8 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	@# A file stays with one process, as do its fixtures; more processes would each train the toy network.
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu
