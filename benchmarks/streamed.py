@@ -15,7 +15,8 @@ from plain import OVERLAP, TILE, TINY
 from scenes import saved_scene
 
 import fcn_deploy
-from fcn_deploy.batch import Item, segment_items
+from fcn_deploy.batch import segment_items
+from fcn_deploy.items import Item
 from fcn_deploy.tiling_options import Tiling
 
 TILINGS = {"tile": Tiling((TILE, TILE), OVERLAP), "auto": Tiling("auto", OVERLAP)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from fcn_deploy.batch import list_items
 from fcn_deploy.errors import DataError, InputError
 from fcn_deploy.image import open_image
+from fcn_deploy.items import list_items
 from fcn_deploy.quiet import quiet
 from fcn_deploy.tiff_blocks import HEIGHT, WIDTH, read_tags
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fcn_deploy.backends import open_backend
-from fcn_deploy.batch import list_items
+from fcn_deploy.items import list_items
 from fcn_deploy.parity import compare, crops_of_images
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from fakes import WithoutScores
 from fcn_deploy.backends import ShapeLimits
-from fcn_deploy.batch import Item, ItemReport, list_items, segment_items
+from fcn_deploy.batch import ItemReport, segment_items
 from fcn_deploy.errors import DataError, EnvironmentFault, UsageError
+from fcn_deploy.items import Item, list_items
 from fcn_deploy.segment import Segmenter
 from fcn_deploy.spec import ModelSpec, voc_palette
 from fcn_deploy.tiling_options import Tiling

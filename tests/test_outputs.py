@@ -24,10 +24,11 @@ from PIL import Image
 
 from fakes import Coded, CodedBackend
 from fcn_deploy import outputs, png_source, raster, row_files, tiff_source
-from fcn_deploy.batch import Item, ItemReport, list_items, segment_items
+from fcn_deploy.batch import ItemReport, segment_items
 from fcn_deploy.errors import EnvironmentFault, InputError
 from fcn_deploy.geotiff import TiffWriter
 from fcn_deploy.image import MAX_PIXELS
+from fcn_deploy.items import Item, list_items
 from fcn_deploy.outputs import KINDS, MaskFormat, open_source
 from fcn_deploy.png_source import SIGNATURE, chunk
 from fcn_deploy.row_files import PngWriter
@@ -524,7 +525,8 @@ sys.modules["rasterio"] = None
 from pathlib import Path
 from fakes import Coded, CodedBackend
 from fcn_deploy import outputs
-from fcn_deploy.batch import Item, segment_items
+from fcn_deploy.batch import segment_items
+from fcn_deploy.items import Item
 from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.segment import Segmenter
 outputs.STREAM_PIXELS = int(sys.argv[3])
@@ -591,7 +593,8 @@ from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
 from fakes import Coded, CodedBackend
-from fcn_deploy.batch import Item, segment_items
+from fcn_deploy.batch import segment_items
+from fcn_deploy.items import Item
 from fcn_deploy.segment import Segmenter
 from fcn_deploy.tiling_options import Tiling
 class Quick(Coded):

@@ -74,8 +74,8 @@ def export(
 
 def crops_to_verify_on(model: Path, images: Path | None) -> Iterator[NDArray[np.uint8]]:
     """Crops of the named images, else of the run's validation images, else generated ones."""
-    from fcn_deploy.batch import list_items
     from fcn_deploy.dataset import open_dataset
+    from fcn_deploy.items import list_items
     from fcn_deploy.parity import crops_of_images, generated_crops
 
     if images is not None:

@@ -97,7 +97,8 @@ def segment(
     probabilities and polygons lie beside them. Images that cannot be read are listed and do not
     stop the others (exit 3).
     """
-    from fcn_deploy.batch import Item, ItemReport, list_items, segment_items
+    from fcn_deploy.batch import ItemReport, segment_items
+    from fcn_deploy.items import Item, list_items
     from fcn_deploy.outputs import KINDS, MASK_FORMATS
 
     chosen_by = Defaults(context, recipe)
