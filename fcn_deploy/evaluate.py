@@ -1,4 +1,4 @@
-"""A model against labelled images: accuracy and IoU from one confusion matrix."""
+"""A model against labelled images: accuracy and IoU from one confusion matrix, and boundaries."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcn_deploy.boundary import BoundaryScores, boundary_f, boundary_scores
 from fcn_deploy.dataset import Dataset, Pair, read_pair
 from fcn_deploy.errors import DataError
 from fcn_deploy.metrics import Scores, confusion_matrix, scores
@@ -28,11 +29,13 @@ class Evaluation:
         classes: Class names.
         confusion: int64 (C, C), rows being the truth.
         images: Number of images.
+        boundary: How well boundaries lie, if that was asked for.
     """
 
     classes: tuple[str, ...]
     confusion: NDArray[np.int64]
     images: int
+    boundary: BoundaryScores | None = None
 
     @property
     def scores(self) -> Scores:
@@ -44,6 +47,7 @@ class Evaluation:
         return {
             "images": self.images,
             **self.scores.as_dict(self.classes),
+            "boundary": self.boundary and self.boundary.as_dict(self.classes),
             "confusion": self.confusion.tolist(),
         }
 
@@ -54,6 +58,7 @@ def evaluate(
     pairs: list[Pair],
     *,
     tiling: Tiling = Tiling(),
+    boundary_tolerance: float | None = None,
     on_image: OnImage | None = None,
 ) -> Evaluation:
     """Segment labelled images at full size, and count.
@@ -63,6 +68,8 @@ def evaluate(
         dataset: Where the images are from; its classes must be the model's.
         pairs: Which images; none is left out.
         tiling: How images are cut into crops.
+        boundary_tolerance: Share of the image diagonal that boundaries may be off, such as
+            :data:`~fcn_deploy.boundary.DEFAULT_TOLERANCE`; ``None`` leaves them alone.
         on_image: Told of each image; for progress and pictures.
 
     Raises:
@@ -70,14 +77,21 @@ def evaluate(
         InputError: An image cannot be read.
     """
     require_same_classes(model.spec, dataset)
-    confusion = np.zeros((model.spec.num_classes,) * 2, np.int64)
+    num_classes = model.spec.num_classes
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    boundaries = []
     for pair in pairs:
         image, truth = read_pair(dataset, pair)
         prediction = model.predict(image, tiling).labels
-        confusion += confusion_matrix(truth, prediction, model.spec.num_classes)
+        confusion += confusion_matrix(truth, prediction, num_classes)
+        if boundary_tolerance is not None:
+            boundaries.append(boundary_f(truth, prediction, num_classes, boundary_tolerance))
         if on_image is not None:
             on_image(pair, image, truth, prediction)
-    return Evaluation(model.spec.classes, confusion, len(pairs))
+    boundary = None
+    if boundary_tolerance is not None:
+        boundary = boundary_scores(boundaries, num_classes, boundary_tolerance)
+    return Evaluation(model.spec.classes, confusion, len(pairs), boundary)
 
 
 def require_same_classes(spec: ModelSpec, dataset: Dataset) -> None:

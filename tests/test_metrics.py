@@ -1,9 +1,13 @@
-"""Accuracy and IoU against a slow computation with sets, in exact fractions."""
+"""Accuracy and IoU against a slow computation with sets, in exact fractions.
+
+Against torchmetrics: ``test_torchmetrics.py``, which needs torch.
+"""
 
 from __future__ import annotations
 
 import json
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -26,15 +30,35 @@ def labelled(draw: st.DrawFn) -> tuple[int, Labels, Labels]:
     return count, truth, draw(st.lists(label, min_size=size, max_size=size))
 
 
-def slow_iou(count: int, truth: Labels, prediction: Labels) -> list[Fraction | None]:
+class Slow(NamedTuple):
+    """One class: IoU, accuracy, and how many pixels it truly has."""
+
+    iou: Fraction | None
+    accuracy: Fraction | None
+    pixels: int
+
+
+def slow_scores(count: int, truth: Labels, prediction: Labels) -> list[Slow]:
     counted = [pixel for pixel, label in enumerate(truth) if label != IGNORE]
-    ious: list[Fraction | None] = []
+    found = []
     for label in range(count):
         true = {pixel for pixel in counted if truth[pixel] == label}
         predicted = {pixel for pixel in counted if prediction[pixel] == label}
-        union = true | predicted
-        ious.append(Fraction(len(true & predicted), len(union)) if union else None)
-    return ious
+        hits, union = len(true & predicted), true | predicted
+        iou = Fraction(hits, len(union)) if union else None
+        found.append(Slow(iou, Fraction(hits, len(true)) if true else None, len(true)))
+    return found
+
+
+def same(found: float | None, slow: Fraction | None) -> bool:
+    if found is None or slow is None:
+        return found is None and slow is None
+    return abs(found - slow) < 1e-12
+
+
+def mean(values: list[Fraction | None]) -> Fraction | None:
+    present = [value for value in values if value is not None]
+    return sum(present, Fraction()) / len(present) if present else None
 
 
 @given(labelled())
@@ -42,20 +66,20 @@ def slow_iou(count: int, truth: Labels, prediction: Labels) -> list[Fraction | N
 def test_scores_are_those_of_sets_of_pixels(case: tuple[int, Labels, Labels]) -> None:
     count, truth, prediction = case
     found = scores(confusion_matrix(np.array(truth, "u1"), np.array(prediction, "u1"), count))
-    ious = slow_iou(count, truth, prediction)
-    for iou, slow in zip(found.class_iou, ious, strict=True):
-        assert (iou is None) == (slow is None)
-        assert iou is None or slow is None or abs(iou - slow) < 1e-12
-    present = [iou for iou in ious if iou is not None]
+    slow = slow_scores(count, truth, prediction)
     pairs = [(t, p) for t, p in zip(truth, prediction, strict=True) if t != IGNORE]
     assert found.pixels == len(pairs)
-    if not pairs:
-        assert found.mean_iou is None
-        assert found.pixel_accuracy is None
-        return
-    accuracy = Fraction(sum(t == p for t, p in pairs), len(pairs))
-    assert found.mean_iou == pytest.approx(float(sum(present) / len(present)), rel=0, abs=1e-12)
-    assert found.pixel_accuracy == pytest.approx(float(accuracy), rel=0, abs=1e-12)
+    frequencies = [Fraction(s.pixels, len(pairs)) if pairs else None for s in slow]
+    assert all(map(same, found.class_iou, [s.iou for s in slow]))
+    assert all(map(same, found.class_accuracy, [s.accuracy for s in slow]))
+    assert all(map(same, found.class_frequency, frequencies))
+    assert len(found.class_iou) == len(found.class_accuracy) == len(found.class_frequency) == count
+    assert same(found.mean_iou, mean([s.iou for s in slow]))
+    assert same(found.mean_accuracy, mean([s.accuracy for s in slow]))
+    weighted = sum((s.pixels * s.iou for s in slow if s.iou is not None), Fraction())
+    right = sum(t == p for t, p in pairs)
+    assert same(found.frequency_weighted_iou, weighted / len(pairs) if pairs else None)
+    assert same(found.pixel_accuracy, Fraction(right, len(pairs)) if pairs else None)
 
 
 @given(labelled(), st.integers(0, 60))
@@ -80,10 +104,17 @@ def test_absent_classes_stay_out_of_the_mean() -> None:
     found = scores(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]], np.int64))
     assert found.class_iou == (3 / 4, 4 / 5, None)
     assert found.mean_iou == pytest.approx((3 / 4 + 4 / 5) / 2, abs=1e-12)
-    # A class that is only predicted is wrong everywhere; it is not absent.
+    assert found.frequency_weighted_iou == pytest.approx((3 / 4 + 4 / 5) / 2, abs=1e-12)
+    assert found.class_accuracy == (3 / 4, 1, None)
+    assert found.mean_accuracy == 7 / 8
+    # A class that is only predicted is wrong everywhere; it is not absent. But nothing of it could
+    # be found, and its weight is that of no pixels.
     found = scores(np.array([[3, 1], [0, 0]], np.int64))
     assert found.class_iou == (3 / 4, 0)
     assert found.mean_iou == 3 / 8
+    assert found.class_accuracy == (3 / 4, None)
+    assert found.class_frequency == (1, 0)
+    assert found.mean_accuracy == found.frequency_weighted_iou == 3 / 4
 
 
 def test_nothing_to_judge_is_null_in_json_not_nan() -> None:
@@ -92,8 +123,12 @@ def test_nothing_to_judge_is_null_in_json_not_nan() -> None:
     text = json.dumps(found.as_dict(("road", "sky")), allow_nan=False)
     assert json.loads(text) == {
         "pixel_accuracy": None,
+        "mean_accuracy": None,
         "mean_iou": None,
+        "frequency_weighted_iou": None,
         "class_iou": {"road": None, "sky": None},
+        "class_accuracy": {"road": None, "sky": None},
+        "class_frequency": {"road": None, "sky": None},
         "pixels": 0,
     }
 

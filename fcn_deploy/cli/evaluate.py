@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from fcn_deploy.cli.console import (
     TileOption,
     note,
     parse_tiling,
+    printable,
     progress,
     recorded_data,
     relative,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from fcn_deploy.evaluate import Evaluation
 
 SHEET_ROWS = 8
+TOLERANCE_PERCENT = 0.75
 
 
 def evaluate(
@@ -53,6 +56,19 @@ def evaluate(
     halo: HaloOption = None,
     blend: BlendOption = "mean",
     max_memory: MemoryOption = 512,
+    boundary: Annotated[
+        bool,
+        typer.Option("--boundary", help="Measure the boundary F of each class as well."),
+    ] = False,
+    boundary_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="How far a boundary may be off, in percent of the image diagonal; implies "
+            f"--boundary.  [default: {TOLERANCE_PERCENT}]",
+            show_default=False,
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - prints them."),
@@ -66,10 +82,16 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure pixel accuracy, mean IoU and IoU per class on full-size labelled images.
+    """Measure IoU and accuracy, of each class and on the whole, on full-size labelled images.
 
-    Everything comes from one confusion matrix; ignored pixels do not count. A class that occurs in
-    neither truth nor prediction does not enter the mean.
+    IoU and accuracy come from one confusion matrix over all images; ignored pixels do not count. A
+    class that occurs in neither truth nor prediction does not enter the mean IoU, one that does not
+    occur in the truth not the mean accuracy. Share is that of a class in the true pixels, by which
+    the frequency-weighted IoU weighs.
+
+    Boundary F is the harmonic mean of precision and recall of the pixels at the boundary of a
+    class, averaged over the images that have one, then over classes. Borders that the masks mark as
+    ignored, as those of Pascal VOC do, are no boundaries.
     """
     from fcn_deploy.dataset import check, open_dataset
     from fcn_deploy.evaluate import evaluate as measure
@@ -77,6 +99,7 @@ def evaluate(
     from fcn_deploy.loading import load, locate
 
     tiling = parse_tiling(tile, overlap, halo, blend, max_memory)
+    tolerance = _tolerance(boundary, boundary_tolerance)
     path = locate(model, backend)
     root = data or recorded_data(path)
     if root is None:
@@ -105,6 +128,7 @@ def evaluate(
             dataset,
             pairs,
             tiling=tiling,
+            boundary_tolerance=tolerance,
             on_image=on_image,
         )
         spec, device = segmenter.spec, segmenter.backend.provider
@@ -126,14 +150,55 @@ def evaluate(
         note(f"Wrote {sheet}")
 
 
+def _tolerance(wanted: bool, percent: float | None) -> float | None:
+    """The share of the diagonal, or ``None`` where boundaries are not asked for.
+
+    Raises:
+        UsageError: The percentage cannot be.
+    """
+    if percent is None:
+        return TOLERANCE_PERCENT / 100 if wanted else None
+    if not 0 <= percent <= 100:
+        raise UsageError(
+            f"--boundary-tolerance takes 0 to 100 percent of the image diagonal, not {percent:g}.",
+            f"Usual is {TOLERANCE_PERCENT}: 4.5 pixels of a 360x480 image.",
+        )
+    return percent / 100
+
+
 def _print(result: Evaluation) -> None:
-    found = result.scores
-    width = max(len(name) for name in (*result.classes, "pixel accuracy"))
-    for name, iou in zip(result.classes, found.class_iou, strict=True):
-        typer.echo(f"{name:<{width}}  {_figure(iou)}")
-    typer.echo(f"{'mean IoU':<{width}}  {_figure(found.mean_iou)}")
-    typer.echo(f"{'pixel accuracy':<{width}}  {_figure(found.pixel_accuracy)}")
+    found, boundary = result.scores, result.boundary
+    columns = [
+        ("class", [printable(name) for name in result.classes]),
+        ("IoU", [_figure(value) for value in found.class_iou]),
+        ("accuracy", [_figure(value) for value in found.class_accuracy]),
+        ("share", ["-" if s is None else f"{s:.2%}" for s in found.class_frequency]),
+    ]
+    totals = [
+        ("mean IoU", found.mean_iou, ""),
+        ("frequency-weighted IoU", found.frequency_weighted_iou, ""),
+        ("mean accuracy", found.mean_accuracy, ""),
+        ("pixel accuracy", found.pixel_accuracy, ""),
+    ]
+    if boundary is not None:
+        columns.insert(3, ("boundary F", [_figure(value) for value in boundary.class_f]))
+        within = f"  within {100 * boundary.tolerance:g}% of the image diagonal"
+        totals.append(("mean boundary F", boundary.mean_f, within))
+    for line in _table(columns):
+        typer.echo(line)
+    typer.echo()
+    width = max(len(name) for name, _, _ in totals)
+    for name, value, remark in totals:
+        typer.echo(f"{name:<{width}}  {_figure(value)}{remark}")
     typer.echo(f"{result.images} images, {found.pixels:,} pixels")
+
+
+def _table(columns: list[tuple[str, list[str]]]) -> Iterator[str]:
+    """Lines of a table: the first column from the left, figures from the right."""
+    widths = [max(map(len, (head, *cells))) for head, cells in columns]
+    for first, *rest in zip(*([head, *cells] for head, cells in columns), strict=True):
+        figures = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
+        yield "  ".join([f"{first:<{widths[0]}}", *figures])
 
 
 def _figure(value: float | None) -> str:
