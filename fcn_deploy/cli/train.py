@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from fcn_deploy.artifacts import BEST, LAST, RUNS
 from fcn_deploy.cli.console import note, parse_hw, progress, relative
+from fcn_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -29,11 +30,34 @@ def train(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Run folder.  [default: runs/DATA]")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on after the last finished epoch, with the settings of the run."
+        ),
+    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings to start from: default, or chapter, those of Dive into Deep Learning."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="0 writes the initialised network.  [default: 60]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Same seed, same weights on the CPU.  [default: 0]")
+    ] = None,
+    val_every: Annotated[
+        int | None, typer.Option(help="Validate and save every N epochs.  [default: 1]")
+    ] = None,
     head: Annotated[
-        str | None, typer.Option(help="fcn32s, fcn16s or fcn8s.  [default: fcn32s]")
+        str | None,
+        typer.Option(help="fcn32s, fcn16s or fcn8s.  [default: fcn8s]"),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="resnet18, resnet34 or resnet50.  [default: resnet18]")
+        str | None,
+        typer.Option(help="resnet18, resnet34 or resnet50.  [default: resnet18]"),
     ] = None,
     weights: Annotated[
         str | None,
@@ -42,25 +66,8 @@ def train(
             "[default: imagenet]"
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="0 writes the initialised network.  [default: 30]")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Crops a step.  [default: 8]")] = None,
-    crop: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Random crop; multiples of 32.  [default: 320x480]"),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="First learning rate.  [default: 0.02 for sgd, 0.0005 for adam]"),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="constant, or poly: falling to zero.  [default: constant]"),
-    ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.  [default: sgd]")] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="L2 penalty.  [default: 0.0001]")
+    upsampling_init: Annotated[
+        str | None, typer.Option(help="bilinear or xavier.  [default: bilinear]")
     ] = None,
     freeze_backbone: Annotated[
         bool | None, typer.Option("--freeze-backbone", help="Leave the body as it starts.")
@@ -71,33 +78,116 @@ def train(
             "--freeze-upsampling", help="Leave the transposed convolutions as they start."
         ),
     ] = None,
-    upsampling_init: Annotated[
-        str | None, typer.Option(help="bilinear or xavier.  [default: bilinear]")
+    crop: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Random crop; multiples of 32.  [default: 320x480]"),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Same seed, same weights on the CPU.  [default: 0]")
+    scale: Annotated[
+        str | None,
+        typer.Option(metavar="LOW,HIGH", help="Random enlargement.  [default: 0.75,2]"),
+    ] = None,
+    stretch: Annotated[
+        float | None,
+        typer.Option(help="Up to how much more in one direction.  [default: 1.25]"),
+    ] = None,
+    color: Annotated[
+        float | None,
+        typer.Option(
+            help="Greatest change of brightness, contrast and saturation.  [default: 0.3]"
+        ),
+    ] = None,
+    flip: Annotated[
+        bool | None,
+        typer.Option("--flip/--no-flip", help="Mirror every other crop.  [default: flip]"),
+    ] = None,
+    pad: Annotated[
+        bool | None,
+        typer.Option(
+            "--pad/--no-pad",
+            help="Frame images smaller than the crop in gray, or leave them out.  [default: pad]",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Crops computed at once.  [default: 8]")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Batches a step of the optimizer.  [default: 1]")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, adam or adamw.  [default: adamw]")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Greatest learning rate.  "
+            "[default: 0.02 for sgd, 0.0005 for adam, 0.001 for adamw]"
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="constant, poly or cosine, which fall to zero.  [default: poly]"),
+    ] = None,
+    warmup_epochs: Annotated[
+        float | None, typer.Option(help="Epochs of rising learning rate.  [default: 1.0]")
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.  [default: 0.9]")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="On weights of convolutions.  [default: 0.01]")
+    ] = None,
+    decay_all: Annotated[
+        bool | None,
+        typer.Option("--decay-all", help="Decay on norms, biases and upsampling, too."),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="cross-entropy, cross-entropy+dice, or cross-entropy-sum over a batch.  "
+            "[default: cross-entropy+dice]"
+        ),
+    ] = None,
+    class_weights: Annotated[
+        str | None,
+        typer.Option(help="Rare classes weigh more: none, log or median.  [default: log]"),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Moving average of the weights; 0 is none.  [default: 0.998]"),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: the best that works]")
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, ...  [default: the best that works]"),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="fp32, bf16, fp16, or auto: what the device is fast in.  [default: auto]"
+        ),
+    ] = None,
+    compile_: Annotated[
+        str | None,
+        typer.Option(
+            "--compile", help="torch.compile: on, off, or auto: where it pays.  [default: auto]"
+        ),
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic", help="Repeatable on GPUs, too, and slower."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images.  [default: 2]")
     ] = None,
-    val_every: Annotated[
-        int | None, typer.Option(help="Validate and save every N epochs.  [default: 1]")
-    ] = None,
-    resume: Annotated[
-        bool,
+    cache: Annotated[
+        int | None,
         typer.Option(
-            "--resume", help="Go on after the last finished epoch, with the settings of the run."
+            metavar="MIB", help="Decoded images kept in memory, at most.  [default: 2048]"
         ),
-    ] = False,
+    ] = None,
 ) -> None:
     """Train a fully convolutional network on a folder of labelled images.
 
     Writes best.safetensors, last.safetensors, train.json and curves.png into the run folder after
-    every epoch. Images smaller than the crop are left out of training, and counted; bad pairs are
-    all listed before the first epoch.
+    every epoch. The defaults are those that gave the best networks; bad pairs are all listed before
+    the first epoch.
     """
     from fcn_deploy.training.train import train as run_training
 
@@ -106,22 +196,38 @@ def train(
         "head": head,
         "backbone": backbone,
         "weights": weights,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "crop_hw": crop and parse_hw(crop, "--crop"),
-        "lr": lr,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "weight_decay": weight_decay,
+        "upsampling_init": upsampling_init,
         "freeze_backbone": freeze_backbone,
         "freeze_upsampling": freeze_upsampling,
-        "upsampling_init": upsampling_init,
+        "epochs": epochs,
         "seed": seed,
-        "device": device,
-        "workers": workers,
         "val_every": val_every,
+        "crop_hw": crop and parse_hw(crop, "--crop"),
+        "scale": scale and _parse_range(scale),
+        "stretch": stretch,
+        "color": color,
+        "flip": flip,
+        "pad": pad,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "optimizer": optimizer,
+        "lr": lr,
+        "schedule": schedule,
+        "warmup_epochs": warmup_epochs,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "decay_all": decay_all,
+        "loss": loss,
+        "class_weights": class_weights,
+        "ema": ema,
+        "device": device,
+        "precision": precision,
+        "compile": compile_,
+        "deterministic": deterministic,
+        "workers": workers,
+        "cache_mib": cache,
     }
-    config = _settings(run, given, resume=resume)
+    config = _settings(run, given, preset, resume=resume)
     try:
         with progress() as bar:
             report = run_training(data, run, config, resume=resume, listener=_Display(bar, config))
@@ -134,19 +240,33 @@ def train(
     note(f"Wrote {relative(run / BEST)}. Next: fcn-deploy export")
 
 
-def _settings(run: Path, given: dict[str, Any], *, resume: bool) -> TrainConfig:
-    """The defaults, or those of the run that is resumed, and over them what was given."""
+def _settings(run: Path, given: dict[str, Any], preset: str | None, *, resume: bool) -> TrainConfig:
+    """The preset, or the settings of the run that is resumed, and over them what was given."""
     from fcn_deploy.training.checkpoint import load_checkpoint
-    from fcn_deploy.training.config import TrainConfig
+    from fcn_deploy.training.config import PRESETS, TrainConfig
 
-    config = TrainConfig()
+    if resume and preset is not None:
+        raise UsageError("A resumed run has its settings.", "Leave --preset or --resume out.")
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"There is no preset {preset!r}.", f"Known: {', '.join(PRESETS)}.")
+    settings: dict[str, Any] = dict(PRESETS[preset or "default"])
     if resume and (run / LAST).is_file():
         # Not from train.json, which is written later and could be lost on its own.
         stored = load_checkpoint(run / LAST).resume.get("config", {})
         known = {field.name for field in fields(TrainConfig)}
-        config = replace(config, **{k: v for k, v in stored.items() if k in known})
-        config = replace(config, crop_hw=(config.crop_hw[0], config.crop_hw[1]))
-    return replace(config, **{name: value for name, value in given.items() if value is not None})
+        settings = {k: v for k, v in stored.items() if k in known}
+        for pair in {"crop_hw", "scale"} & set(settings):
+            settings[pair] = tuple(settings[pair])
+    settings |= {name: value for name, value in given.items() if value is not None}
+    return TrainConfig(**settings)
+
+
+def _parse_range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--scale {text} is not LOW,HIGH.", "For example: 0.75,2") from error
+    return low, high
 
 
 class _Display:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from fcn_deploy.artifacts import LAST, require_writable
 from fcn_deploy.backends.eager import pick_device
 from fcn_deploy.dataset import check, open_dataset
@@ -11,7 +13,8 @@ from fcn_deploy.errors import DataError, UsageError
 from fcn_deploy.training.backbone import initialise_body
 from fcn_deploy.training.config import TrainConfig
 from fcn_deploy.training.progress import Listener, Quiet, TrainReport
-from fcn_deploy.training.session import Session
+from fcn_deploy.training.run_folder import RunFolder
+from fcn_deploy.training.session import Session, Sized
 
 
 def train(
@@ -48,13 +51,44 @@ def train(
     device = pick_device(config.device)
     dataset = open_dataset(data)
     sound = check(dataset, ["train", "val"])
+    examples = _fitting(sound["train"], config)
+    left_out = len(sound["train"]) - len(examples)
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    listener = listener or Quiet()
+    session = Session(dataset, examples, [pair for pair, _ in sound["val"]], config, device)
+    folder = RunFolder(run, data)
+    if resume:
+        updates = folder.restore(session)
+    else:
+        initialise_body(session.network, config.backbone, config.weights)
+        updates = session.start()
+    listener.on_start(
+        examples=len(examples),
+        left_out=left_out,
+        device=f"{device} in {session.precision}",
+        epoch=session.epoch,
+    )
+    if config.epochs == 0:
+        folder.save(session, updates, best=True)
+    while session.epoch < config.epochs:
+        report = session.run_epoch(updates, listener)
+        if session.is_due():
+            folder.save(session, updates, best=session.best is report)
+        listener.on_epoch(report)
+    return TrainReport(run, len(examples), left_out, tuple(session.history), session.best)
+
+
+def _fitting(pairs: list[Sized], config: TrainConfig) -> list[Sized]:
+    """The images that are trained on, after a look at whether batch norm can work with them."""
     height, width = config.crop_hw
-    fitting = [pair for pair, (h, w) in sound["train"] if h >= height and w >= width]
-    left_out = len(sound["train"]) - len(fitting)
+    fitting = [
+        (pair, (h, w)) for pair, (h, w) in pairs if config.pad or (h >= height and w >= width)
+    ]
     if not fitting and config.epochs:
         raise DataError(
-            f"None of the {left_out} training images is as large as the crop, {height}x{width}.",
-            "Pass a smaller --crop HxW, in multiples of 32.",
+            f"None of the {len(pairs)} training images is as large as the crop, {height}x{width}.",
+            "Pass a smaller --crop HxW, in multiples of 32; or --pad.",
         )
     cells = min(config.batch_size, len(fitting)) * (height // 32) * (width // 32)
     if cells == 1 and config.epochs and not config.freeze_backbone:
@@ -62,24 +96,7 @@ def train(
             "One crop of 32x32 a step is too little: batch norm needs two values a channel.",
             "Pass a larger --crop or --batch-size, or --freeze-backbone.",
         )
-    listener = listener or Quiet()
-    validation = [pair for pair, _ in sound["val"]]
-    session = Session(dataset, fitting, validation, config, device)
-    if resume:
-        session.restore(run / LAST)
-    else:
-        initialise_body(session.network, config.backbone, config.weights)
-    listener.on_start(
-        examples=len(fitting), left_out=left_out, device=str(device), epoch=session.epoch
-    )
-    if config.epochs == 0:
-        session.save(run, data, best=True)
-    while session.epoch < config.epochs:
-        report = session.run_epoch(listener)
-        if session.is_due():
-            session.save(run, data, best=session.best is report)
-        listener.on_epoch(report)
-    return TrainReport(run, len(fitting), left_out, tuple(session.history), session.best)
+    return fitting
 
 
 def _check_run(run: Path, *, resume: bool) -> None:

@@ -94,7 +94,7 @@ def test_train_writes_a_run_and_resumes_with_its_settings(toy_data: Path) -> Non
     settings = ("--crop", "64x64", "--batch-size", "4", "--workers", "0", "--device", "cpu")
     first = call("train", toy_data, "-o", "runs/a", "--weights", "none", "--epochs", "1", *settings)
     assert first.exit_code == 0, first.output
-    assert "Read 10 examples, crops of 64x64, on cpu." in first.stderr
+    assert "Read 10 examples, crops of 64x64, on cpu in " in first.stderr
     resumed = call("train", toy_data, "-o", "runs/a", "--resume", "--epochs", "2")
     assert resumed.exit_code == 0, resumed.output
     assert "Going on after epoch 1." in resumed.stderr
@@ -285,11 +285,17 @@ def test_defaults_are_those_of_the_library() -> None:
     assert f"[default: {MAX_PIXELS}]" in said
     said = " ".join(call("train", "--help").stdout.split())
     config = TrainConfig()
-    for value in (config.head, config.backbone, config.weights, config.epochs, config.optimizer):
-        assert f"[default: {value}]" in said
+    for name, value in vars(config).items():
+        if (
+            isinstance(value, (str, float, int))
+            and not isinstance(value, bool)
+            and name != "device"
+        ):
+            assert f"[default: {value}]" in said, name
     assert f"[default: {config.crop_hw[0]}x{config.crop_hw[1]}]" in said
-    sgd, adam = LEARNING_RATE["sgd"], LEARNING_RATE["adam"]
-    assert f"[default: {sgd} for sgd, {adam} for adam]" in said
+    assert f"[default: {config.scale[0]:g},{config.scale[1]:g}]" in said
+    rates = ", ".join(f"{rate} for {name}" for name, rate in LEARNING_RATE.items())
+    assert f"[default: {rates}]" in said
     said = " ".join(call("build-engine", "--help").stdout.split())
     for hw in (Shapes.min_hw, Shapes.opt_hw, Shapes.max_hw):
         assert f"[default: {hw[0]}x{hw[1]}]" in said
