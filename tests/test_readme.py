@@ -44,7 +44,7 @@ def test_every_option_named_in_the_text_exists() -> None:
     group = typer.main.get_command(app)
     known = {"--help", "--version"}
     for command in group.commands.values():  # type: ignore[attr-defined]
-        known |= {option for p in command.params for option in p.opts}
+        known |= {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
     named = set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", README))
     assert named <= known
 
@@ -69,7 +69,7 @@ def test_the_python_example_runs(
     assert getattr(scope["labels"], "shape", None) == (70, 101)
 
 
-@pytest.mark.parametrize("name", ["segment_photo", "compare_backends"])
+@pytest.mark.parametrize("name", ["segment_photo", "compare_backends", "export_own_network"])
 def test_sample_programs_run(
     name: str, toy_checkpoint: Path, toy_onnx: Path, toy_data: Path, tmp_path: Path
 ) -> None:
@@ -80,6 +80,7 @@ def test_sample_programs_run(
     arguments = {
         "segment_photo": (toy_onnx, photos / "scene0.jpg", tmp_path / "overlay.jpg"),
         "compare_backends": (toy_checkpoint, toy_onnx, photos),
+        "export_own_network": (tmp_path / "own.onnx",),
     }[name]
     main = scope["main"]
     assert callable(main)

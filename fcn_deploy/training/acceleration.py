@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +62,18 @@ def worth_compiling(wanted: str, device: torch.device, steps: int, pixels: int) 
     return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Where there is a CUDA toolkit but no GPU, PyTorch warns of it, compiling for the CPU."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class Compiled:
     """A function compiled by ``torch.compile`` at its first call; itself where that fails."""
 
@@ -74,7 +87,8 @@ class Compiled:
         if self._works:
             return self._function(*arguments)
         try:
-            result = self._function(*arguments)
+            with _without_advice():
+                result = self._function(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             _LOG.warning("Training goes on without torch.compile, which failed: %s", reason)
