@@ -16,6 +16,7 @@ from fcn_deploy.spec import IGNORE, ModelSpec
 if TYPE_CHECKING:
     from fcn_deploy.loading import load
     from fcn_deploy.segment import Prediction, Segmenter
+    from fcn_deploy.training.to_onnx import export_module as export
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Prediction",
     "Segmenter",
     "__version__",
+    "export",
     "load",
 ]
 
@@ -39,4 +41,8 @@ def __getattr__(name: str) -> Any:
         from fcn_deploy import loading
 
         return loading.load
+    if name == "export":
+        from fcn_deploy.training import to_onnx
+
+        return to_onnx.export_module
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,25 +37,33 @@ def read_classes(root: Path) -> Classes | None:
     Raises:
         DataError: The file cannot be read, or contradicts itself.
     """
-    toml, text = root / "classes.toml", root / "classes.txt"
-    if toml.is_file():
-        try:
-            return _from_toml(tomllib.loads(toml.read_text(encoding="utf-8-sig")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{toml} cannot be used: {error}.",
-                'It holds [[classes]] tables with name = "..." and, if wanted, color = [R, G, B].',
-            ) from error
-    if text.is_file():
-        try:
-            names = tuple(lines(text))
-            _check_names(names)
-        except ValueError as error:
-            raise DataError(
-                f"{text} cannot be used: {error}.", "It holds one class name a line, in UTF-8."
-            ) from error
-        return names, voc_palette(len(names)), IGNORE
+    for path in (root / "classes.toml", root / "classes.txt"):
+        if path.is_file():
+            return read_class_file(path)
     return None
+
+
+def read_class_file(path: Path) -> Classes:
+    """Classes as a TOML file or, one name a line, any other text file names them.
+
+    Raises:
+        DataError: The file cannot be read, or contradicts itself.
+    """
+    try:
+        if path.suffix == ".toml":
+            return _from_toml(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        names = tuple(lines(path))
+        _check_names(names)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        form = "It holds one class name a line, in UTF-8."
+        if path.suffix == ".toml":
+            form = (
+                'It holds [[classes]] tables with name = "..." and, if wanted, color = [R, G, B].'
+            )
+        raise DataError(f"{path} cannot be used: {error}.", form) from error
+    return names, voc_palette(len(names)), IGNORE
 
 
 def _from_toml(content: dict[str, Any]) -> Classes:

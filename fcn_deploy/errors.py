@@ -18,7 +18,7 @@ Anything else that escapes the package is a bug and keeps its traceback::
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class FcnDeployError(Exception):
@@ -38,6 +38,16 @@ class FcnDeployError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.problem, self.remedy)
+
+
+def _again(kind: type[FcnDeployError], problem: str, remedy: str) -> FcnDeployError:
+    """An error from another process; children's constructors ask for other arguments."""
+    error = kind.__new__(kind)
+    FcnDeployError.__init__(error, problem, remedy)
+    return error
 
 
 class ModelError(FcnDeployError):

@@ -4,8 +4,9 @@ Averaging and transposed convolution are both linear, so that the crops that cov
 averaged *before* the last transposed convolution, at 1/s of the height and width: that is
 :func:`merge_scores`. The image falls into regions between the edges of crops. All pixels of a
 region are covered by the same crops, and so are made of the average of their cells, with one cell
-around (zeros outside of each crop, where the network's own upsampling sees zeros, too). Every pixel
-is upsampled once, and no logits of more than a few rows of cells are ever held.
+around: zeros outside of each crop, where the network's own upsampling sees zeros, too, or its
+outermost cells once more, where that is a bilinear resize. Every pixel is upsampled once, and no
+logits of more than a few rows of cells are ever held.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn_deploy.tiling import CropGrid, Span
-from fcn_deploy.upsample import Fields, FloatArray, Upsampler, Wanted, as_pixels, fields_of
+from fcn_deploy.upsample import (
+    Fields,
+    FloatArray,
+    Upsampler,
+    Wanted,
+    as_pixels,
+    fields_of,
+    with_border,
+)
 
 Blend = Literal["mean", "gaussian", "hann"]
 BLENDS: tuple[Blend, ...] = get_args(Blend)
@@ -93,17 +102,12 @@ def merge_scores(
     spans = deque(grid.row_spans)
     alive: dict[int, list[FloatArray]] = {}  # rows of crops that undecided pixels need
     for row in range(len(grid.tops)):
-        alive[row] = [_with_border(next(crops)) for _ in grid.lefts]
+        alive[row] = [with_border(next(crops), upsampling.border) for _ in grid.lefts]
         while spans and spans[0].crops.stop == row + 1:
             span = spans.popleft()
             yield from merge.decide(span, alive)
             for done in [r for r in alive if not spans or r < spans[0].crops.start]:
                 del alive[done]
-
-
-def _with_border(scores: FloatArray) -> FloatArray:
-    """Scores (C, h, w) with channels last and a cell of zeros around: (h + 2, w + 2, C)."""
-    return np.pad(scores.transpose(1, 2, 0), ((1, 1), (1, 1), (0, 0)))
 
 
 Alive = dict[int, list[FloatArray]]

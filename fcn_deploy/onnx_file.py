@@ -150,6 +150,8 @@ def to_half(proto: ModelProto) -> ModelProto:
             continue
         produced = [name for name in node.output if node.op_type not in ("ArgMax", "Shape")]
         for position, name in enumerate(node.input):
+            if node.op_type == "Resize" and position > 0:
+                continue  # scales are float32 whatever is resized
             if name in weights:
                 _halve(weights[name])
             elif name in inside:

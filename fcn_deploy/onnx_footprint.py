@@ -9,6 +9,7 @@ import onnx.helper
 import onnx.shape_inference
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+from fcn_deploy.errors import ModelError
 from fcn_deploy.onnx_shapes import shaped
 from fcn_deploy.spec import INPUT
 
@@ -35,15 +36,23 @@ _CHANNELS = 8
 """Tensor cores read channels in packs of this many: the 3 of an image are padded to them."""
 
 
-def bytes_per_pixel(proto: ModelProto) -> float:
+def bytes_per_pixel(proto: ModelProto, *, step: int = 32) -> float:
     """Bytes at the peak in ONNX Runtime, by pixel, up to the output ``scores`` (or the first one).
 
     Walks the nodes in order and adds up what is alive. A fully convolutional network needs memory
     in proportion to its pixels, so that one size speaks for all.
+
+    Args:
+        proto: The graph.
+        step: Output stride, which heights and widths are multiples of.
+
+    Raises:
+        ModelError: Its sizes cannot be told from the graph.
     """
     names = [value.name for value in proto.graph.output]
-    graph = shaped(proto, "scores" if "scores" in names else names[0], hw=(_SIDE, _SIDE))
-    return _SPARE * _peak(graph.node, graph, _sizes(graph)) / _SIDE**2
+    side = -(-_SIDE // step) * step
+    graph = shaped(proto, "scores" if "scores" in names else names[0], hw=(side, side))
+    return _SPARE * _peak(graph.node, graph, _sizes(graph)) / side**2
 
 
 def engine_bytes_per_pixel(
@@ -59,6 +68,9 @@ def engine_bytes_per_pixel(
         hw: Height and width of a crop in pixels; it matters to graphs that make labels, whose
             upsampling has half a window more on each side.
         outputs: Those that the engine has; ``None``: all of the graph.
+
+    Raises:
+        ModelError: As :func:`bytes_per_pixel`.
     """
     names = outputs or tuple(value.name for value in proto.graph.output)
     graph = shaped(proto, *names, hw=hw)
@@ -79,16 +91,31 @@ def _sizes(graph: GraphProto, *, channels: int = 1) -> dict[str, int]:
     """Bytes of each tensor; channels of what convolutions read come in packs of ``channels``."""
     read = {node.input[0] for node in graph.node if node.op_type in ("Conv", "ConvTranspose")}
     values: Iterable[ValueInfoProto] = (*graph.input, *graph.value_info, *graph.output)
-    return {v.name: _bytes(v, channels if v.name in read else 1) for v in values}
+    sizes = {v.name: _bytes(v, channels if v.name in read else 1) for v in values}
+    for node in graph.node:
+        if not sizes.keys() >= {name for name in node.output if name}:
+            raise _unknown(node.output[0])
+    return sizes
 
 
 def _bytes(value: ValueInfoProto, channels: int) -> int:
     tensor = value.type.tensor_type
     size = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
     dims = [dim.dim_value for dim in tensor.shape.dim]
+    if len(dims) > 2 and not all(dims[1:]):
+        raise _unknown(value.name)
+    dims = [dim or 1 for dim in dims]  # one crop; and what has two axes at most is small
     if channels > 1:
         dims[1] = -(-dims[1] // channels) * channels
     return int(size * math.prod(dims))
+
+
+def _unknown(name: str) -> ModelError:
+    return ModelError(
+        f"How much memory this network needs is not known: its graph does not tell the size of "
+        f"{name!r}.",
+        "Name the --tile, or the shapes of an engine.",
+    )
 
 
 def _copied_by_arg_max(graph: GraphProto, sizes: dict[str, int]) -> dict[str, int]:

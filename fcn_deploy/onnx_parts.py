@@ -13,7 +13,7 @@ from fcn_deploy.onnx_upsampling import head_of, upsampling_of
 from fcn_deploy.passport import HEAD, TRUNK, WHOLE, Profile
 from fcn_deploy.recipe import Shapes
 from fcn_deploy.spec import INPUT
-from fcn_deploy.upsample import Upsampling
+from fcn_deploy.upsample import Border, Upsampling
 
 _HEAD_PIXELS = 1 << 20
 """Pixels that a head decides at once: 2 bytes of each class of them are its largest tensor."""
@@ -88,10 +88,10 @@ def upsampling_bytes(upsampling: Upsampling) -> bytes:
     return buffer.getvalue()
 
 
-def read_upsampling(content: bytes, num_classes: int) -> Upsampling:
-    """What :func:`upsampling_bytes` made.
+def read_upsampling(content: bytes, num_classes: int, border: Border = "zeros") -> Upsampling:
+    """What :func:`upsampling_bytes` made of a layer with this border.
 
     Raises:
         ValueError: Not such bytes, or of another number of classes.
     """
-    return Upsampling(np.load(io.BytesIO(content), allow_pickle=False), num_classes)
+    return Upsampling(np.load(io.BytesIO(content), allow_pickle=False), num_classes, border)

@@ -1,4 +1,4 @@
-"""The last transposed convolution of an exported graph: found, and written as a matrix product."""
+"""The last upsampling of an exported graph: found, and written as a matrix product."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
-from fcn_deploy.upsample import FloatArray, Upsampling, window_matrix
+from fcn_deploy.onnx_resize import enlargement
+from fcn_deploy.upsample import FloatArray, Upsampling, bilinear_matrix, window_matrix
 
 MATRIX = "upsample.matrix"
 """The weight of the matrix form: as :func:`~fcn_deploy.upsample.window_matrix` makes it."""
 
 SCORES, LOGITS, LABELS = "scores", "logits", "labels"
 
+_MOST_WEIGHTS = 1 << 24
+"""Of the matrix of a bilinear resize, which is nearly empty: beyond, logits are merged."""
+
 
 def upsampling_of(proto: ModelProto, num_classes: int) -> Upsampling | None:
-    """The layer between scores and logits, in either form; ``None`` where it is another one."""
+    """The layer between scores and logits, in any form; ``None`` where it is another one.
+
+    It is a transposed convolution, or its matrix; or a bilinear resize to a whole, even multiple.
+    """
     weights = {weight.name: weight for weight in proto.graph.initializer}
     if MATRIX in weights:
         matrix = _values(weights[MATRIX])
@@ -26,6 +33,10 @@ def upsampling_of(proto: ModelProto, num_classes: int) -> Upsampling | None:
             return Upsampling(matrix, num_classes)
         except ValueError:
             return None
+    if (stride := _bilinear_stride(proto, weights)) is not None:
+        if (4 * num_classes + 1) * num_classes * stride**2 > _MOST_WEIGHTS:
+            return None
+        return Upsampling(bilinear_matrix(num_classes, stride), num_classes, "edge")
     layer = _transposed_convolution(proto)
     if layer is None:
         return None
@@ -240,6 +251,19 @@ def _transposed_convolution(proto: ModelProto) -> NodeProto | None:
         )
         known = len(node.input) < 3 or node.input[2] in weights
         return node if plain and known else None
+    return None
+
+
+def _bilinear_stride(proto: ModelProto, weights: dict[str, TensorProto]) -> int | None:
+    """How many times scores are enlarged, linearly, to be logits; ``None`` if they are not."""
+    entries = _casts_of_scores(proto)
+    for node in proto.graph.node:
+        if node.output[0] in (LOGITS, f"{LOGITS}_fp16") and node.op_type == "Resize":
+            factors = enlargement(node, weights)
+            if node.input[0] not in entries or factors is None:
+                return None
+            mode, rows, columns = factors
+            return rows if mode == "linear" and rows == columns and rows % 2 == 0 else None
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +95,26 @@ class ParityReport:
             )
 
 
+class Reference(Protocol):
+    """What is believed; every backend can be."""
+
+    @property
+    def name(self) -> str:
+        """Of it, for people."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """``fp32`` or ``fp16``."""
+        ...
+
+    def logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Class scores per pixel of crops (N, H, W, 3): float32 (N, C, H, W)."""
+        ...
+
+
 def compare(
-    reference: Backend,
+    reference: Reference,
     candidate: Backend,
     batches: Iterable[NDArray[np.uint8]],
     tolerance: Tolerance | None = None,
@@ -119,6 +137,13 @@ def compare(
     for batch in batches:
         wanted, got = reference.logits(batch), candidate.logits(batch)
         labels = candidate.labels(batch)
+        if wanted.shape != got.shape or wanted.argmax(1).shape != labels.shape:
+            raise CheckFailedError(
+                f"Of crops {batch.shape} {candidate.name} returns logits {got.shape} and labels "
+                f"{labels.shape}, and {reference.name} logits {wanted.shape}.",
+                "The exported network took the size of an image for a constant: let forward not "
+                "branch on sizes, nor take int() of them.",
+            )
         same = wanted.argmax(1) == labels
         crops, pixels, equal = crops + len(batch), pixels + same.size, equal + int(same.sum())
         low, high = min(low, float(wanted.min())), max(high, float(wanted.max()))

@@ -17,12 +17,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcn_deploy.errors import EngineError, ModelError, UsageError
 from fcn_deploy.plan_header import REBUILD
 from fcn_deploy.recipe import EngineOptions, Shapes
 from fcn_deploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from fcn_deploy.upsample import Border
 
 FORMAT = 2
 WHOLE, TRUNK, HEAD, UPSAMPLING = "whole", "trunk", "head", "upsampling"
@@ -104,6 +107,7 @@ class Passport:
         parity: How its graph compared with the model it was made from; ``None`` if it was not.
         spec: The model's description.
         halo: Pixels of a crop's border that what lies beyond it would change; ``None``: not known.
+        border: What the upsampling sees beyond the scores.
     """
 
     parts: Mapping[str, Part]
@@ -117,6 +121,7 @@ class Passport:
     parity: dict[str, Any] | None
     spec: ModelSpec
     halo: int | None = None
+    border: Border = "zeros"
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -168,6 +173,8 @@ def _require_sound(passport: Passport) -> None:
         raise ValueError(f"{passport.source!r} is not a file beside it")
     if type(passport.halo) not in (int, type(None)):
         raise TypeError(f"the halo is {passport.halo!r}")
+    if passport.border not in ("zeros", "edge"):
+        raise ValueError(f"the border is {passport.border!r}")
     passport.options.check(step=1)
 
 

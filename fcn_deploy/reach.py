@@ -101,6 +101,20 @@ class Dependence:
             raise ValueError("it cuts off outputs that see no padding")
         return _periodic([self.range_of(seen(o)) for o in range(period)], self.advance)
 
+    def resized(self, factor: int, mode: str) -> Dependence:
+        """Behind a resize to a whole multiple, aligned at the borders of pixels.
+
+        Args:
+            factor: Outputs to each input.
+            mode: ``linear``, which is a transposed convolution but for the border of the image; or
+                ``nearest``.
+        """
+        if mode == "nearest":
+            return self.transposed(factor, factor, 1, (0, 0))
+        # An odd factor has outputs in the middle of an input, which see no other.
+        half = factor // 2
+        return self.transposed(factor + 2 * half, factor, 1, (half, half))
+
     def union(self, other: Dependence) -> Dependence:
         """Where two tensors are added, or stacked along their channels.
 
@@ -171,7 +185,7 @@ def require_stride(reach: Reach, score_stride: int) -> Reach:
     return reach
 
 
-def halo_for(reach: Reach, score_stride: int, step: int) -> int:
+def halo_for(reach: Reach, score_stride: int, step: int, *, around: int = 1) -> int:
     """Pixels to drop at each inner side of a crop, so that the rest is as in the whole image.
 
     Kept pixels [y0, y1) on the grid of scores are upsampled (kernel 2s, stride s, padding s/2)
@@ -183,9 +197,11 @@ def halo_for(reach: Reach, score_stride: int, step: int) -> int:
         reach: Of a network.
         score_stride: Pixels from one score to the next.
         step: Starts and sizes of crops are multiples of it, in pixels.
+        around: Scores beyond the kept ones that these are upsampled from; 0 of logits, which are
+            their own scores, of stride 1.
 
     Returns:
-        The least multiple of ``score_stride`` that is enough, at least one.
+        The least multiple of ``score_stride`` that is enough, at least ``around`` times.
 
     Raises:
         ModelError: Crops on multiples of ``step`` do not lie on the network's own grid.
@@ -196,16 +212,16 @@ def halo_for(reach: Reach, score_stride: int, step: int) -> int:
             f"not divide the output stride {step}.",
             "Export the model again: fcn-deploy export",
         )
-    return score_stride * max(_dropped(axis) for axis in (reach.rows, reach.columns))
+    return score_stride * max(_dropped(axis, around) for axis in (reach.rows, reach.columns))
 
 
-def _dropped(axis: Dependence) -> int:
+def _dropped(axis: Dependence, around: int) -> int:
     """Scores to drop at each side."""
-    period, count = len(axis.first), 1
+    period, count = len(axis.first), around
     for phase, (first, last) in enumerate(zip(axis.first, axis.last, strict=True)):
         # Of this phase, the farthest score inside that still looks out of the crop: of those that
         # are counted from its begin, and of those counted from its end, where phases are the same.
         begin = phase - (first // axis.advance + 1) * period
         end = phase - last // axis.advance * period
-        count = max(count, begin + 2, 1 - end)
+        count = max(count, begin + 1 + around, around - end)
     return count

@@ -12,13 +12,35 @@ from fcn_deploy.errors import MissingExtraError, ModelError
 from fcn_deploy.reach import MOST, Dependence, require_stride
 from fcn_deploy.reach import Reach as Reach
 from fcn_deploy.reach import halo_for as halo_for
-from fcn_deploy.spec import INPUT
+from fcn_deploy.spec import INPUT, ModelSpec
 
 try:
     import onnx.helper
     from onnx import ModelProto, NodeProto
+
+    from fcn_deploy.onnx_resize import enlargement
 except ImportError as error:
     raise MissingExtraError("onnx", "cpu") from error
+
+
+def exact_halo(proto: ModelProto, spec: ModelSpec) -> int | None:
+    """Pixels of a crop's border that what lies beyond it would change.
+
+    Returns:
+        A whole number of scores, or of pixels where crops are merged as logits; ``None`` where the
+        model returns neither.
+
+    Raises:
+        ModelError: As :func:`reach_of_scores`.
+    """
+    outputs = {value.name for value in proto.graph.output}
+    if "scores" in outputs:
+        reach = reach_of_scores(proto, spec.score_stride)
+        return halo_for(reach, spec.score_stride, spec.output_stride)
+    if "logits" not in outputs:
+        return None
+    reach = require_stride(Reach(*dependence(proto, "logits")), 1)
+    return halo_for(reach, 1, spec.output_stride, around=0)
 
 
 def reach_of_scores(proto: ModelProto, score_stride: int) -> Reach:
@@ -41,14 +63,18 @@ def dependence(proto: ModelProto, output: str) -> tuple[Dependence, Dependence]:
     Raises:
         ModelError: As :func:`reach_of_scores`.
     """
-    shapes = {weight.name: tuple(weight.dims) for weight in proto.graph.initializer}
+    weights = {weight.name: weight for weight in proto.graph.initializer}
+    shapes = {name: tuple(weight.dims) for name, weight in weights.items()}
     fields = {INPUT: _Field((1, 2), (Dependence(), Dependence()))}
     for node in _needed(proto, output):
         inputs = [fields[name] for name in node.input if name in fields]
         if not inputs:  # a constant
             continue
         try:
-            field = _behind(node, inputs, shapes)
+            if node.op_type == "Resize":
+                field = _resized(enlargement(node, weights), *inputs)
+            else:
+                field = _behind(node, inputs, shapes)
         except (AttributeError, TypeError, ValueError) as error:  # attributes can be anything
             raise ModelError(
                 f"How far the node {node.name or node.output[0]} ({node.op_type}) looks is not "
@@ -120,6 +146,18 @@ def _behind(node: NodeProto, inputs: list[_Field], shapes: dict[str, tuple[int, 
     for other in others:
         rows, columns = rows.union(other.looks[0]), columns.union(other.looks[1])
     return _Field(first.axes, (rows, columns))
+
+
+def _resized(factors: tuple[str, int, int] | None, field: _Field, *others: _Field) -> _Field:
+    if others or field.axes != _NCHW or factors is None:
+        raise ValueError("it is no enlargement by a whole number, aligned at the borders of pixels")
+    mode, *along = factors
+    if max(along) > MOST:
+        raise ValueError("its factor is out of bounds")
+    rows, columns = (
+        look.resized(factor, mode) for look, factor in zip(field.looks, along, strict=True)
+    )
+    return _Field(_NCHW, (rows, columns))
 
 
 def _convolved(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +25,9 @@ SOURCE_KEY = "fcn_deploy.source"
 INPUT = "image"
 OUTPUTS = ("labels", "logits", "scores")
 """Names of the tensors, in every exported file and engine."""
+
+TORCHVISION, CUSTOM = "torchvision", "custom"
+"""``head`` of networks that are not ours: torchvision's, and any module that was exported."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,11 +63,13 @@ class ModelSpec:
     Attributes:
         classes: Class names; the position is the label.
         palette: One RGB colour per class, each channel in [0, 255].
-        head: ``fcn32s``, ``fcn16s`` or ``fcn8s``.
-        backbone: ``resnet18``, ``resnet34`` or ``resnet50``.
+        head: ``fcn32s``, ``fcn16s`` or ``fcn8s``; of networks that are not ours :data:`TORCHVISION`
+            or :data:`CUSTOM`.
+        backbone: ``resnet18``, ``resnet34`` or ``resnet50``; of others the name of the network.
         upsampling_bias: Whether the last transposed convolution has a bias.
         output_stride: Height and width of an input are multiples of it, in pixels.
-        score_stride: Stride of the last transposed convolution, in pixels.
+        score_stride: Stride of the last transposed convolution, or of the bilinear resize in its
+            place, in pixels; 1 where there is neither, so that crops are merged as logits.
         mean: Per-channel mean of RGB in [0, 1], subtracted inside the model.
         std: Per-channel standard deviation of RGB in [0, 1], divided by inside the model.
         training: Facts of the training (epochs, seed, accuracy); for people, never for logic.
@@ -89,6 +95,41 @@ class ModelSpec:
     def num_classes(self) -> int:
         """Number of classes, C in every shape."""
         return len(self.classes)
+
+    @classmethod
+    def custom(
+        cls,
+        classes: Sequence[str],
+        *,
+        output_stride: int = 32,
+        palette: Sequence[Color] | None = None,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> ModelSpec:
+        """What ``fcn_deploy.export`` must be told of a network; it finds out the rest.
+
+        Args:
+            classes: As the attribute.
+            output_stride: The same: the product of the strides of a network that has no branches,
+                and of others what their branches fit together at.
+            palette: The same; ``None`` for the colours of Pascal VOC.
+            mean: The same.
+            std: The same.
+
+        Raises:
+            ModelError: These contradict each other.
+        """
+        return cls(
+            tuple(classes),
+            voc_palette(len(classes)) if palette is None else tuple(palette),
+            head=CUSTOM,
+            backbone="",
+            upsampling_bias=False,
+            output_stride=output_stride,
+            score_stride=1,
+            mean=mean,
+            std=std,
+        )
 
     def to_json(self) -> str:
         """One line of JSON, keys in a fixed order."""

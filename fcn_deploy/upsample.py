@@ -22,12 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+Border = Literal["zeros", "edge"]
+"""Scores beyond those of a crop: none, as transposed convolutions see, or the outermost ones again,
+as bilinear resizes do."""
+
 Number = TypeVar("Number", bound=np.generic)
 
 _PIXELS_AT_ONCE = 1 << 18
@@ -114,6 +118,20 @@ def window_matrix(kernel: FloatArray, bias: FloatArray) -> FloatArray:
     return np.concatenate([*quadrants, np.repeat(bias, s * s)[None]])
 
 
+def bilinear_matrix(classes: int, stride: int) -> FloatArray:
+    """As :func:`window_matrix`, of the layer that enlarges each class alone, linearly."""
+    ramp = 1 - np.abs(np.arange(2 * stride) - stride + 0.5) / stride
+    kernel = np.zeros((classes, classes, 2 * stride, 2 * stride), np.float32)
+    kernel[np.arange(classes), np.arange(classes)] = np.outer(ramp, ramp)
+    return window_matrix(kernel, np.zeros(classes, np.float32))
+
+
+def with_border(scores: FloatArray, border: Border) -> FloatArray:
+    """Scores (C, h, w) with channels last and a cell more on each side: (h + 2, w + 2, C)."""
+    around = ((1, 1), (1, 1), (0, 0))
+    return np.pad(scores.transpose(1, 2, 0), around, "constant" if border == "zeros" else "edge")
+
+
 class Upsampler(Protocol):
     """The last transposed convolution, wherever it is computed: on the host or by an engine.
 
@@ -132,6 +150,11 @@ class Upsampler(Protocol):
         """Pixels of a window's side, s."""
         ...
 
+    @property
+    def border(self) -> Border:
+        """What it sees beyond the scores of a crop."""
+        ...
+
     def pixels(
         self, cells: FloatArray, left: NDArray[np.intp]
     ) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
@@ -148,16 +171,18 @@ class Upsampler(Protocol):
 class Upsampling:
     """A transposed convolution that enlarges s times: kernel 2s, stride s, padding s/2, s even.
 
-    Computed here; see :class:`Upsampler`.
+    A bilinear resize is one, but for its border. Computed here; see :class:`Upsampler`.
 
     Args:
         matrix: As :func:`window_matrix` makes it.
         num_classes: C.
+        border: What it sees beyond the scores.
     """
 
-    def __init__(self, matrix: FloatArray, num_classes: int) -> None:
+    def __init__(self, matrix: FloatArray, num_classes: int, border: Border = "zeros") -> None:
         pixels = matrix.shape[1] // num_classes
         self.num_classes = num_classes
+        self.border: Border = border
         self.matrix = matrix
         self.stride = round(pixels**0.5)
         if matrix.shape != (4 * num_classes + 1, num_classes * self.stride**2) or self.stride % 2:
@@ -198,7 +223,7 @@ class Upsampling:
 
     def whole(self, scores: FloatArray) -> FloatArray:
         """Logits (C, h * s, w * s) of a whole image, from its scores (C, h, w)."""
-        cells = np.pad(scores.transpose(1, 2, 0), ((1, 1), (1, 1), (0, 0)))
+        cells = with_border(scores, self.border)
         windows = self.logits(cells, np.arange(scores.shape[2] + 1))
         cut = slice(self.stride // 2, -(self.stride // 2))
         return np.concatenate([as_pixels(part) for _, part in windows], 1)[:, cut, cut]

@@ -84,6 +84,7 @@ def write_fake_engine(
         parity=None,
         spec=model.spec,
         halo=None,
+        border="zeros" if upsampling is None else upsampling.border,
     )
     write_engine(path, contents, passport)
     return passport

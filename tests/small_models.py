@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx.checker
 from numpy.typing import NDArray
@@ -15,7 +18,8 @@ Pixels = NDArray[np.uint8]
 
 def spec_of(classes: int, stride: int) -> ModelSpec:
     names = tuple(f"class{label}" for label in range(classes))
-    return ModelSpec(names, voc_palette(classes), score_stride=stride)
+    step = stride if 32 % stride else 32
+    return ModelSpec(names, voc_palette(classes), output_stride=step, score_stride=stride)
 
 
 def small_model(
@@ -95,6 +99,43 @@ def small_model(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     helper.set_model_props(model, {SPEC_KEY: spec_of(classes, stride).to_json()})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def resized_model(
+    seed: int = 0,
+    *,
+    classes: int = 3,
+    stride: int = 8,
+    constant: bool = True,
+    how: Mapping[str, Any] = {},
+) -> ModelProto:
+    """The same network with a resize at its end: bilinear, as PyTorch writes it.
+
+    Args:
+        constant: Whether the graph says how many times, or computes the size of the image.
+        how: Attributes of the node that are different.
+    """
+    model = small_model(seed, classes=classes, stride=stride)
+    graph = model.graph
+    place = next(i for i, node in enumerate(graph.node) if node.op_type == "ConvTranspose")
+    settings: dict[str, Any] = {"mode": "linear", **how}
+    scales = numpy_helper.from_array(np.array([1, 1, stride, stride], np.float32), "scales")
+    nodes = [helper.make_node("Resize", ["scores", "", "scales"], ["logits"], **settings)]
+    if not constant:
+        nodes = [
+            helper.make_node("Shape", ["scores"], ["outer"], end=2),
+            helper.make_node("Shape", [INPUT], ["inner"], start=1, end=3),
+            helper.make_node("Concat", ["outer", "inner"], ["size"], axis=0),
+            helper.make_node("Resize", ["scores", "", "", "size"], ["logits"], **settings),
+        ]
+    others = [*graph.node[:place], *nodes, *graph.node[place + 1 :]]
+    del graph.node[:]
+    graph.node.extend(others)
+    weights = [w for w in graph.initializer if not w.name.startswith("kernel")]
+    del graph.initializer[:]
+    graph.initializer.extend([*weights, scales] if constant else weights)
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -47,6 +47,11 @@ def test_equal_backends_pass() -> None:
     assert (report.crops, report.pixels) == (1, 4)
 
 
+def test_results_of_another_size_are_named_and_not_broadcast() -> None:
+    with pytest.raises(CheckFailedError, match=r"\(1, 2, 1, 1\)(.|\n)*not branch on sizes"):
+        compare(Table(SURE), Table([[0], [1]]), CROP)
+
+
 def test_a_flip_in_a_close_race_is_rounding_and_elsewhere_a_bug() -> None:
     near = np.array(SURE) + np.array([[0, 0, 0, 0.002], [0, 0, 0, 0]])
     report = compare(Table(SURE), Table(near), CROP, Tolerance(1e-3, 1e-3))

@@ -151,3 +151,14 @@ def test_voc_colors_are_those_of_the_development_kit() -> None:
     assert voc_palette(256)[255] == (224, 224, 192)  # the border between objects
     assert len(set(palette)) == 255
     assert voc_palette(0) == ()
+
+
+def test_the_description_of_a_custom_network_needs_little() -> None:
+    spec = ModelSpec.custom(["road", "sky"], output_stride=14)
+    assert (spec.classes, spec.palette) == (("road", "sky"), voc_palette(2))
+    assert (spec.head, spec.output_stride, spec.score_stride) == ("custom", 14, 1)
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    colored = ModelSpec.custom(["road"], palette=[(1, 2, 3)], mean=(0, 0, 0), std=(1, 1, 1))
+    assert (colored.palette, colored.std) == (((1, 2, 3),), (1, 1, 1))
+    with pytest.raises(ModelError, match="1 colours for 2 classes"):
+        ModelSpec.custom(["road", "sky"], palette=[(1, 2, 3)])

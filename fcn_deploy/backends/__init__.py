@@ -209,7 +209,10 @@ def open_backend(
     made_for = SUFFIX_BACKEND.get(path.suffix)
     if made_for is None:
         kinds = ", ".join(SUFFIX_BACKEND)
-        raise ModelError(f"{path} is no model: its suffix is none of {kinds}.")
+        raise ModelError(
+            f"{path} is no model: its suffix is none of {kinds}.",
+            "Weights of PyTorch are exported first: fcn-deploy export FILE --classes classes.txt",
+        )
     if backend not in ("auto", made_for):
         raise UsageError(
             f"{path.name} runs on the backend {made_for}, not on {backend}.",

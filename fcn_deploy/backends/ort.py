@@ -19,7 +19,7 @@ from fcn_deploy.errors import DeviceError, MissingExtraError, ModelError
 from fcn_deploy.onnx_file import OnnxModel, read_onnx
 from fcn_deploy.onnx_footprint import bytes_per_pixel
 from fcn_deploy.onnx_upsampling import upsampling_of
-from fcn_deploy.receptive import halo_for, reach_of_scores
+from fcn_deploy.receptive import exact_halo
 
 try:
     import onnxruntime  # noqa: F401
@@ -114,24 +114,24 @@ class OrtBackend:
         # Whatever the provider, the precision (which CPUs compute in float32) and the number of
         # cores: the plan, and so the mask, is to be the same everywhere.
         widened = 2 if self.precision == "fp16" else 1
-        return Footprint(widened * bytes_per_pixel(self._model.proto), CROPS_AT_ONCE)
+        needed = bytes_per_pixel(self._model.proto, step=self.limits.step)
+        return Footprint(widened * needed, CROPS_AT_ONCE)
 
     @cached_property
     def halo(self) -> int | None:
         """Pixels of a crop's border that what lies beyond it would change."""
-        if "scores" not in self._model.outputs:
-            return None
-        stride = self.spec.score_stride
-        return halo_for(reach_of_scores(self._model.proto, stride), stride, self.limits.step)
+        return exact_halo(self._model.proto, self.spec)
 
     @property
     def _workers(self) -> int:
         return 1 if self.labels_on_device else min(CROPS_AT_ONCE, _cores())
 
     def _with_scores(self, output: str) -> tuple[str, ...]:
-        # Scores are 1/64 of the logits or less, and NaN in either shows in them.
-        has_scores = "scores" in self._model.outputs
-        return (output, "scores") if has_scores and output != "scores" else (output,)
+        # Scores are 1/64 of the logits or less, and NaN in either shows in them. Without scores,
+        # labels are not believed without their logits: NaN would be a class.
+        there = self._model.outputs
+        witness = next((name for name in ("scores", "logits") if name in there), output)
+        return (output,) if witness == output else (output, witness)
 
     def _runner(self, outputs: tuple[str, ...], *, streamed: bool = False) -> Run:
         key = (outputs, streamed)

@@ -80,7 +80,9 @@ class TrtBackend:
                 if role in contents:
                     self._engines[role] = self._load(role, contents[role])
             if {TRUNK, HEAD, UPSAMPLING} <= set(contents):
-                self._host = read_upsampling(contents[UPSAMPLING], self.spec.num_classes)
+                self._host = read_upsampling(
+                    contents[UPSAMPLING], self.spec.num_classes, passport.border
+                )
                 head = self._load(HEAD, contents[HEAD])
                 self.upsampling = EngineUpsampler(head, self._host, graphs=graphs)
             self._lanes[WHOLE] = [Lane(self._engines[WHOLE], graphs=graphs)]
@@ -123,8 +125,8 @@ class TrtBackend:
         results = parts[0]
         if len(parts) > 1:
             results = {name: np.concatenate([p[name] for p in parts]) for name in results}
-        if "scores" in results:
-            check_finite(results["scores"], f"TensorRT with {self._path.name}")
+        for name in {"scores", "logits"} & results.keys():
+            check_finite(results[name], f"TensorRT with {self._path.name}")
         return results
 
     def _lanes_of(self, role: str, count: int) -> list[Lane]:

@@ -26,7 +26,7 @@ class EngineUpsampler:
     """
 
     def __init__(self, engine: Engine, host: Upsampling, *, graphs: bool = True) -> None:
-        self.num_classes, self.stride = host.num_classes, host.stride
+        self.num_classes, self.stride, self.border = host.num_classes, host.stride, host.border
         self._engine, self._host = engine, host
         # One decides while the other's cells go up and labels come down.
         self._lanes = [Lane(engine, graphs=graphs) for _ in range(2)]

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 def build(source: Path, plan: Path, options: EngineOptions, *, verify: bool = True) -> Passport:
     """Build an engine, show how far it is, and say what came of it."""
     from fcn_deploy.engine import build_engine
+    from fcn_deploy.onnx_file import read_onnx
 
     note(f"Building {relative(plan)} from {relative(source)}")
+    step = read_onnx(source).spec.output_stride
     with _phases() as on_progress:
         passport = build_engine(
             source,
             plan,
             options,
-            crops=crops_to_verify_on(source, None) if verify else None,
+            crops=crops_to_verify_on(source, None, step=step) if verify else None,
             cache=cache_folder(),
             on_progress=on_progress,
         )

@@ -23,7 +23,9 @@ def export(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="Checkpoint or run folder.  [default: the newest run]", show_default=False
+            help="Checkpoint or run folder, or plain weights (.pth, .safetensors).  "
+            "[default: the newest run]",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -34,14 +36,29 @@ def export(
         bool, typer.Option("--fp16", help="Compute in half precision after normalisation.")
     ] = False,
     outputs: Annotated[
-        str, typer.Option(help="Comma-separated: labels, logits, scores.")
-    ] = ",".join(OUTPUTS),
+        str | None,
+        typer.Option(
+            help="Comma-separated: labels, logits, scores.  [default: all that there are]"
+        ),
+    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX operator set, 18 to 23.")] = 18,
     images: Annotated[
         Path | None,
         typer.Option(
             help="Folder of images to verify on.  [default: validation images of the run]",
             show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Classes of plain weights: classes.txt or classes.toml."),
+    ] = None,
+    torchvision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="fcn_resnet50 or fcn_resnet101: with torchvision's own weights, or with those of "
+            "the file that is named.",
         ),
     ] = None,
     no_verify: Annotated[
@@ -52,38 +69,62 @@ def export(
 
     Takes uint8 RGB images (N, H, W, 3), H and W multiples of 32; returns labels, logits and scores.
     Normalisation and arg-max are inside, the model's description is in the metadata. If the
-    comparison fails, nothing is written and the exit code is 6.
+    comparison fails, nothing is written and the exit code is 6. Weights without a description are
+    recognised by their names and shapes: of our own networks, and of torchvision's FCNs (multiples
+    of 8).
     """
+    from fcn_deploy.classes import read_class_file
     from fcn_deploy.training.to_onnx import export_onnx
 
-    source = find_model(checkpoint, suffixes=(".safetensors",))
-    name = ONNX_FP16 if fp16 else ONNX
-    target = placed(out, source.with_name(name))
-    note(f"Exporting {relative(source)}")
+    source = None
+    if torchvision is None or checkpoint is not None:
+        source = find_model(checkpoint, suffixes=(".safetensors",))
+    target = placed(out, default_onnx(source or Path(torchvision or ""), fp16=fp16))
+    note(f"Exporting {relative(source) if source else torchvision}")
     report = export_onnx(
         source,
         target,
         crops=None if no_verify else crops_to_verify_on(source, images),
         fp16=fp16,
-        outputs=named(outputs, OUTPUTS, "--outputs"),
+        outputs=None if outputs is None else named(outputs, OUTPUTS, "--outputs"),
         opset=opset,
+        classes=None if classes is None else read_class_file(classes),
+        torchvision_name=torchvision,
     )
     note(report.summary() if report else "Not verified, as asked.")
-    note(f"Wrote {relative(target)}. Next: fcn-deploy build-engine --fp16")
+    ours = torchvision is None and target.name in (ONNX, ONNX_FP16)
+    model = "" if ours else f"{relative(target)} "
+    note(f"Wrote {relative(target)}. Next: fcn-deploy build-engine {model}--fp16")
 
 
-def crops_to_verify_on(model: Path, images: Path | None) -> Iterator[NDArray[np.uint8]]:
-    """Crops of the named images, else of the run's validation images, else generated ones."""
+def default_onnx(source: Path, *, fp16: bool) -> Path:
+    """Where the ONNX file of a checkpoint goes if nobody says; of plain weights by their name."""
+    if source.suffix == ".safetensors":
+        return source.with_name(ONNX_FP16 if fp16 else ONNX)
+    return source.with_name(f"{source.stem}.fp16.onnx" if fp16 else f"{source.stem}.onnx")
+
+
+def crops_to_verify_on(
+    model: Path | None, images: Path | None, *, step: int = 32
+) -> Iterator[NDArray[np.uint8]]:
+    """Crops of the named images, else of the run's validation images, else generated ones.
+
+    Args:
+        model: A file of the run; ``None`` for a model without one.
+        images: A folder, or ``None``.
+        step: Output stride of the model, in pixels.
+    """
     from fcn_deploy.dataset import open_dataset
     from fcn_deploy.items import list_items
     from fcn_deploy.parity import crops_of_images, generated_crops
 
     if images is not None:
         paths = [item.source for item in list_items([images])]
-    elif (data := recorded_data(model)) is not None:
+    elif model is not None and (data := recorded_data(model)) is not None:
         paths = [pair.image for pair in open_dataset(data).pairs("val")]
     else:
         note("The data set of this model is not at hand: verifying on generated textures.")
-        return generated_crops()
+        return generated_crops(step=step)
     # Spread over the set: neighbours in a video look alike.
-    return crops_of_images(paths[:: max(1, len(paths) // VERIFIED_IMAGES)][:VERIFIED_IMAGES])
+    some = paths[:: max(1, len(paths) // VERIFIED_IMAGES)][:VERIFIED_IMAGES]
+    return crops_of_images(some, step=step)

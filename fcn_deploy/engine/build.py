@@ -33,7 +33,7 @@ from fcn_deploy.onnx_parts import GraphPart, parts_of, upsampling_bytes, upsampl
 from fcn_deploy.parity import ParityReport, compare
 from fcn_deploy.passport import HEAD, UPSAMPLING, WHOLE, Part, Passport, Precision
 from fcn_deploy.plan_name import PlanName
-from fcn_deploy.receptive import halo_for, reach_of_scores
+from fcn_deploy.receptive import exact_halo
 from fcn_deploy.recipe import EngineOptions
 
 OnProgress = Callable[[str, int, int], None]
@@ -108,6 +108,7 @@ def build_engine(
         parity=None if parity is None else parity.as_dict(),
         spec=model.spec,
         halo=_halo(model),
+        border="zeros" if upsampling is None else upsampling.border,
     )
     write_engine(path, contents, passport)
     return passport
@@ -153,9 +154,8 @@ def _described(
 
 def _halo(model: OnnxModel) -> int | None:
     try:
-        stride = model.spec.score_stride
-        return halo_for(reach_of_scores(model.proto, stride), stride, model.spec.output_stride)
-    except ModelError:  # no scores, or a layer whose reach is not known
+        return exact_halo(model.proto, model.spec)
+    except ModelError:  # a layer whose reach is not known
         return None
 
 

@@ -73,7 +73,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if SPEC_KEY not in header:
         raise ModelError(
             f"{path} holds weights, but no description of the model.",
-            "Use it to start a training: fcn-deploy train DATA --weights FILE",
+            "Start a training with it: fcn-deploy train DATA --weights FILE; or export it: "
+            "fcn-deploy export FILE --classes classes.txt",
         )
     resume = {k: v for k, v in tensors.items() if k.startswith(RESUME_PREFIX)}
     return Checkpoint(

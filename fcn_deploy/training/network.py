@@ -144,19 +144,14 @@ def build_network(spec: ModelSpec, *, upsampling_init: str = "bilinear") -> FCN:
     )
 
 
-class Deployed(nn.Module):
-    """The network as it is shipped: raw images in; labels, logits and scores out.
-
-    Takes RGB uint8 (N, H, W, 3), H and W multiples of the output stride. Normalisation is in here,
-    so that nothing outside the file has to know it.
-    """
+class Normalising(nn.Module):
+    """What every shipped network begins with, so that nothing outside the file has to know it."""
 
     mean255: Tensor
     inverse_std255: Tensor
 
-    def __init__(self, network: FCN, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.network = network
         mean = torch.tensor(spec.mean, dtype=torch.float64) * 255
         std = torch.tensor(spec.std, dtype=torch.float64) * 255
         self.register_buffer("mean255", mean.float().view(1, 3, 1, 1))
@@ -169,13 +164,28 @@ class Deployed(nn.Module):
         x = image.float().permute(0, 3, 1, 2)
         return (x - self.mean255) * self.inverse_std255
 
+
+class Deployed(Normalising):
+    """The network as it is shipped: raw images in; labels, logits and scores out.
+
+    Takes RGB uint8 (N, H, W, 3), H and W multiples of the output stride.
+    """
+
+    def __init__(self, network: FCN, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self.network: FCN = network
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Labels uint8 (N, H, W), logits float32 (N, C, H, W), scores float32 (N, C, H/s, W/s)."""
         scores = self.network.scores(self.normalise(image))
         logits = self.network.upsample(scores)
-        # By way of float: TensorRT makes uint8 outputs only from floating point.
-        labels = logits.argmax(1).float().to(torch.uint8)
-        return labels, logits, scores
+        return decided(logits), logits, scores
+
+
+def decided(logits: Tensor) -> Tensor:
+    """Labels uint8 (N, H, W) of logits (N, C, H, W)."""
+    # By way of float: TensorRT makes uint8 outputs only from floating point.
+    return logits.argmax(1).float().to(torch.uint8)
 
 
 def parameter_count(module: nn.Module) -> int:

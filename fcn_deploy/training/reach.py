@@ -10,7 +10,7 @@ from fcn_deploy.reach import Dependence, Reach, require_stride
 from fcn_deploy.spec import ModelSpec
 from fcn_deploy.training.network import FCN
 
-_POINTWISE = (nn.BatchNorm2d, nn.Identity, nn.ReLU)
+_POINTWISE = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.Identity, nn.ReLU)
 
 
 def reach_of_network(network: FCN, spec: ModelSpec) -> Reach:

@@ -1,12 +1,11 @@
-"""Checkpoint to one self-describing ONNX file, compared with eager PyTorch before it is written."""
+"""A network to one self-describing ONNX file, compared with eager PyTorch before it is written."""
 
 from __future__ import annotations
 
 import copy
 import json
-import logging
-import warnings
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +16,38 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
-from torch.export import Dim
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fcn_deploy.artifacts import sha256, write_atomically
 from fcn_deploy.backends.eager import EagerBackend
+from fcn_deploy.classes import Classes
 from fcn_deploy.errors import UsageError
 from fcn_deploy.onnx_file import OnnxModel, keep_outputs, to_half
 from fcn_deploy.onnx_upsampling import to_matrix_form
-from fcn_deploy.parity import ParityReport, compare
-from fcn_deploy.spec import INPUT, OUTPUTS, PARITY_KEY, SOURCE_KEY, SPEC_KEY, ModelSpec
-from fcn_deploy.training.checkpoint import load_network
+from fcn_deploy.parity import ParityReport, Reference, compare, generated_crops
+from fcn_deploy.spec import OUTPUTS, PARITY_KEY, SOURCE_KEY, SPEC_KEY, ModelSpec
+from fcn_deploy.training.foreign import EagerModule, described_as_custom, graph_of, settled
 from fcn_deploy.training.network import FCN, Deployed
+from fcn_deploy.training.plain_weights import open_network
+from fcn_deploy.training.tracing import trace
 
 OPSETS = (18, 23)
 """Lowest and highest: below 18 the exporter does not go, above 23 TensorRT does not."""
 
+_USUAL_STRIDE = 32
+"""Output stride of our own networks, in pixels; crops to compare on are made for it."""
+
 
 def export_onnx(
-    checkpoint: Path,
+    checkpoint: Path | None,
     path: Path,
     *,
     crops: Iterable[NDArray[np.uint8]] | None,
     fp16: bool = False,
-    outputs: tuple[str, ...] = OUTPUTS,
+    outputs: tuple[str, ...] | None = None,
     opset: int = OPSETS[0],
+    classes: Classes | None = None,
+    torchvision_name: str | None = None,
 ) -> ParityReport | None:
     """Write a checkpoint as ONNX, after comparing it with eager PyTorch in ONNX Runtime.
 
@@ -50,37 +56,124 @@ def export_onnx(
     ModelSpec and the result of the comparison are in the metadata.
 
     Args:
-        checkpoint: A file of ``fcn-deploy train``.
+        checkpoint: A file of ``fcn-deploy train``; or weights of one of its networks, or of an FCN
+            of torchvision, without a description; ``None`` for torchvision's own.
         path: Where to write; nothing is left there if the comparison fails.
         crops: Batches (N, H, W, 3) uint8 to compare on; ``None`` skips the comparison.
         fp16: Compute in half precision after normalisation.
-        outputs: Some of ``labels``, ``logits`` and ``scores``, in this order in the file.
+        outputs: Some of ``labels``, ``logits`` and ``scores``, in this order in the file; ``None``
+            for all.
         opset: ONNX operator set.
+        classes: Of weights without a description; ``None`` to number them.
+        torchvision_name: The network of torchvision that these weights are of; may be left away
+            where there is a file.
 
     Raises:
         ModelError: The checkpoint is not usable, or a weight does not fit FP16.
-        UsageError: Unknown output or opset.
+        UsageError: Unknown output or opset, or classes of a checkpoint that has some.
         CheckFailedError: The exported network differs from the eager one.
         EnvironmentFault: The file cannot be written.
     """
-    if not outputs or not set(outputs) <= set(OUTPUTS) or len(set(outputs)) < len(outputs):
+    _require(outputs, opset)
+    network, spec = open_network(checkpoint, classes, torchvision_name)
+    source = None
+    if checkpoint is not None:
+        source = {"name": checkpoint.name, "sha256": sha256(checkpoint)}
+    return export_network(
+        network, spec, path, crops=crops, fp16=fp16, outputs=outputs, opset=opset, source=source
+    )
+
+
+def export_module(
+    module: nn.Module,
+    spec: ModelSpec,
+    path: str | Path,
+    *,
+    crops: Iterable[NDArray[np.uint8]] | None = None,
+    fp16: bool = False,
+    outputs: tuple[str, ...] | None = None,
+    opset: int = OPSETS[0],
+) -> ParityReport:
+    """Write any network as ONNX, after comparing it with eager PyTorch in ONNX Runtime.
+
+    The file is as that of :func:`export_onnx`. It returns ``scores``, too, where the network ends
+    with a transposed convolution that enlarges s times (kernel 2s, stride s, padding s/2) or a
+    bilinear ``F.interpolate`` to an even multiple, ``align_corners=False``: then crops of large
+    images are merged there, and else as logits, in more memory.
+
+    Args:
+        module: From normalised RGB float32 (N, 3, H, W) to logits (N, C, H, W), or to a dictionary
+            with these as ``"out"``. It is copied, not changed.
+        spec: Its classes, normalisation and output stride, of which H and W are multiples; as
+            ``ModelSpec.custom`` makes it. What it says of layers is filled in.
+        path: Where to write; nothing is left there if the comparison fails.
+        crops: Batches (N, H, W, 3) uint8 to compare on; ``None`` for generated textures.
+        fp16: Compute in half precision after normalisation.
+        outputs: Some of ``labels``, ``logits`` and ``scores``; ``None`` for all that there can be.
+        opset: ONNX operator set.
+
+    Raises:
+        ModelError: The network returns something else, PyTorch cannot export it, or a weight does
+            not fit FP16.
+        UsageError: An output that there is not, or unknown opset.
+        CheckFailedError: The exported network differs from the eager one.
+        EnvironmentFault: The file cannot be written.
+    """
+    _require(outputs, opset)
+    step = spec.output_stride
+    report = export_network(
+        module,
+        described_as_custom(module, spec),
+        Path(path),
+        # Of sizes that images have, whatever the stride: forward may branch on them.
+        crops=generated_crops(step=-(-_USUAL_STRIDE // step) * step) if crops is None else crops,
+        fp16=fp16,
+        outputs=outputs,
+        opset=opset,
+    )
+    assert report is not None  # there were crops
+    return report
+
+
+def export_network(
+    network: nn.Module,
+    spec: ModelSpec,
+    path: Path,
+    *,
+    crops: Iterable[NDArray[np.uint8]] | None,
+    fp16: bool,
+    outputs: tuple[str, ...] | None,
+    opset: int,
+    source: dict[str, str] | None = None,
+) -> ParityReport | None:
+    """Write a network, ours or another, that ``spec`` describes; see :func:`export_onnx`."""
+    reference: Reference
+    if isinstance(network, FCN):
+        reference, proto = _eager(network, spec), _to_proto(network, spec, opset)
+    else:
+        network = settled(network, spec)
+        reference = EagerModule(network, spec)
+        proto, spec = graph_of(network, spec, opset)
+        if crops is not None and spec.output_stride < _USUAL_STRIDE:
+            # Also on sizes that are multiples of its own output stride alone.
+            crops = chain(crops, generated_crops(step=spec.output_stride))
+    there = tuple(value.name for value in proto.graph.output)
+    if not set(outputs or ()) <= set(there):
         raise UsageError(
-            f"{', '.join(outputs) or 'Nothing'} cannot be the outputs.",
-            f"Name some of {', '.join(OUTPUTS)}, each once.",
+            f"This network has no {', '.join(set(outputs or ()) - set(there))}: its last layer is "
+            "no upsampling that crops can be merged before.",
+            f"It has {', '.join(there)}.",
         )
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise UsageError(f"Opset {opset} is not in {OPSETS[0]}..{OPSETS[1]}.")
-    network, spec = load_network(checkpoint)
-    proto = _to_proto(network, spec, opset)
     if fp16:
         proto = to_half(proto)
     report = None
     if crops is not None:
-        report = _verify(network, spec, proto, crops, "fp16" if fp16 else "fp32")
+        report = _verify(reference, spec, proto, crops, "fp16" if fp16 else "fp32")
         report.require()
-    final = keep_outputs(proto, outputs)
-    source = {"name": checkpoint.name, "sha256": sha256(checkpoint)}
-    properties = {SPEC_KEY: spec.to_json(), SOURCE_KEY: json.dumps(source)}
+    final = keep_outputs(proto, outputs or there)
+    properties = {SPEC_KEY: spec.to_json()}
+    if source is not None:
+        properties[SOURCE_KEY] = json.dumps(source)
     if report is not None:
         properties[PARITY_KEY] = json.dumps(report.as_dict())
     onnx.helper.set_model_props(final, properties)
@@ -89,8 +182,24 @@ def export_onnx(
     return report
 
 
+def _require(outputs: tuple[str, ...] | None, opset: int) -> None:
+    if outputs is not None and (
+        not outputs or not set(outputs) <= set(OUTPUTS) or len(set(outputs)) < len(outputs)
+    ):
+        raise UsageError(
+            f"{', '.join(outputs) or 'Nothing'} cannot be the outputs.",
+            f"Name some of {', '.join(OUTPUTS)}, each once.",
+        )
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise UsageError(f"Opset {opset} is not in {OPSETS[0]}..{OPSETS[1]}.")
+
+
+def _eager(network: FCN, spec: ModelSpec) -> Reference:
+    return EagerBackend(network, spec, torch.device("cpu"))
+
+
 def _verify(
-    network: FCN,
+    reference: Reference,
     spec: ModelSpec,
     proto: ModelProto,
     crops: Iterable[NDArray[np.uint8]],
@@ -98,41 +207,16 @@ def _verify(
 ) -> ParityReport:
     from fcn_deploy.backends.ort import OrtBackend  # only a verified export needs ONNX Runtime
 
-    eager = EagerBackend(network, spec, torch.device("cpu"))
-    exported = OnnxModel(proto, spec, OUTPUTS, precision)
+    outputs = tuple(value.name for value in proto.graph.output)
+    exported = OnnxModel(proto, spec, outputs, precision)
     with OrtBackend(exported, Path("the exported graph"), "CPUExecutionProvider") as candidate:
-        return compare(eager, candidate, crops)
+        return compare(reference, candidate, crops)
 
 
 def _to_proto(network: FCN, spec: ModelSpec, opset: int) -> ModelProto:
     folded = copy.deepcopy(network).eval()
     fold_batch_norm(folded)
-    model = Deployed(folded, spec).eval()
-    step = spec.output_stride
-    # Unequal sizes, so that the exporter cannot tie two axes together.
-    image = torch.zeros(2, 3 * step, 5 * step, 3, dtype=torch.uint8)
-    axes = {0: Dim("batch"), 1: step * Dim("rows"), 2: step * Dim("columns")}
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside torch, none of which is ours
-            program = torch.onnx.export(
-                model,
-                (image,),
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes=(axes,),
-            )
-    finally:
-        logger.setLevel(level)
-    assert program is not None  # typed optional; dynamo=True always returns one
-    proto = program.model_proto
-    _clean(proto)
+    proto = trace(Deployed(folded, spec).eval(), OUTPUTS, spec.output_stride, opset)
     _name_axes(proto, spec)
     return to_matrix_form(proto)
 
@@ -149,15 +233,6 @@ def fold_batch_norm(module: nn.Module) -> None:
             module.register_module(name, nn.Identity())
         previous = (name, child) if isinstance(child, nn.Conv2d) else None
         fold_batch_norm(child)
-
-
-def _clean(proto: ModelProto) -> None:
-    """Remove what the exporter notes for its own developers, stack traces with paths included."""
-    graph = proto.graph
-    del proto.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
-    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
-        del item.metadata_props[:]
-        item.doc_string = ""
 
 
 def _name_axes(proto: ModelProto, spec: ModelSpec) -> None:

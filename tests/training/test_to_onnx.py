@@ -59,7 +59,11 @@ def test_the_file_keeps_its_contract(toy_onnx: Path) -> None:
 
 
 def test_nothing_of_the_machine_is_in_the_file(toy_onnx: Path) -> None:
-    content = toy_onnx.read_bytes()
+    model = onnx.load(toy_onnx, load_external_data=False)
+    for weight in model.graph.initializer:
+        weight.ClearField("raw_data")  # among millions of numbers, any three bytes occur
+    content = model.SerializeToString()
+    assert b"upsample.matrix" in content
     for trace in (b"site-packages", b"/home/", b"/root/", b".py", str(Path.cwd()).encode()):
         assert trace not in content
 
