@@ -60,8 +60,8 @@ class Augmentation:
         columns = _Cut.draw(image.shape[1], self.crop_hw[1], zoom / tilt, random)
         window = (rows.source, columns.source)
         inner = (rows.length, columns.length)
-        pixels = torch.from_numpy(np.ascontiguousarray(image[window])).permute(2, 0, 1)
-        marks = torch.from_numpy(np.ascontiguousarray(labels[window]))[None]
+        pixels = torch.from_numpy(image[window].copy()).permute(2, 0, 1)
+        marks = torch.from_numpy(labels[window].copy())[None]
         if pixels.shape[1:] != inner:
             pixels = F.resize(pixels, list(inner), InterpolationMode.BILINEAR, antialias=True)
             marks = F.resize(marks, list(inner), InterpolationMode.NEAREST_EXACT)

@@ -61,6 +61,8 @@ def test_what_is_not_wanted_does_not_happen() -> None:
     crop, mask = Augmentation((64, 96), flip=False)(image, labels, random)
     assert np.array_equal(crop.numpy(), image)
     assert np.array_equal(mask.numpy(), labels)
+    crop += 1  # its own memory
+    assert not np.array_equal(crop.numpy(), image)
 
 
 def test_flips_scales_places_and_colours_all_occur() -> None:
