@@ -44,22 +44,25 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except FcnDeployError as error:
-            _show(str(error))
+            show(str(error), ctx.obj)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            _show("Interrupted. What was finished is kept.")
+            show("Interrupted. What was finished is kept.", ctx.obj)
             raise typer.Exit(130) from error
         except MemoryError as error:
-            _show("The memory of this machine is not enough.\nPass a smaller --tile.")
+            show("The memory of this machine is not enough.\nPass a smaller --tile.", ctx.obj)
             raise typer.Exit(5) from error
         except BrokenPipeError:
             raise
         except OSError as error:
-            _show(f"{error.strerror or error}: {error.filename or 'a file or device'}")
+            show(f"{error.strerror or error}: {error.filename or 'a file or device'}", ctx.obj)
             raise typer.Exit(5) from error
 
 
-def _show(text: str) -> None:
+def show(text: str, place: Any = None) -> None:
+    """Show an error; of several processes, whose ``place`` is given, only the first to ask does."""
+    if place is not None and not place.first_to_report():
+        return
     typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
     typer.echo(printable(text), err=True)
 
@@ -94,11 +97,12 @@ for command in (train, evaluate, export, build_engine, segment, info, doctor):
     app.command(name=command.__name__.replace("_", "-"))(command)
 
 
-def _terminate(_number: int, _frame: object) -> None:
+def terminate(_number: int, _frame: object) -> None:
+    """Handle SIGTERM."""
     sys.exit(143)  # an exception, so that temporary files are removed on the way out
 
 
 def main() -> None:
     """Entry point of ``fcn-deploy``."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     app()

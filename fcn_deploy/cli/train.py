@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +16,13 @@ from fcn_deploy.errors import UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from fcn_deploy.cli.torchrun import Place
     from fcn_deploy.training.config import TrainConfig
-    from fcn_deploy.training.progress import EpochReport
+    from fcn_deploy.training.progress import EpochReport, TrainReport
 
 
 def train(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(
@@ -84,7 +87,7 @@ def train(
     ] = None,
     scale: Annotated[
         str | None,
-        typer.Option(metavar="LOW,HIGH", help="Random enlargement.  [default: 0.75,2]"),
+        typer.Option(metavar="LOW,HIGH", help="Random enlargement.  [default: 0.5,1.5]"),
     ] = None,
     stretch: Annotated[
         float | None,
@@ -108,7 +111,7 @@ def train(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Crops computed at once.  [default: 8]")
+        int | None, typer.Option(help="Crops computed at once, over all devices.  [default: 8]")
     ] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Batches a step of the optimizer.  [default: 1]")
@@ -157,6 +160,10 @@ def train(
         str | None,
         typer.Option(help="cpu, cuda, cuda:1, ...  [default: the best that works]"),
     ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(help="GPUs, or processes on the CPU, that share each batch.  [default: 1]"),
+    ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -174,7 +181,7 @@ def train(
         typer.Option("--deterministic", help="Repeatable on GPUs, too, and slower."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read images.  [default: 2]")
+        int | None, typer.Option(help="Processes that read images for a device.  [default: 2]")
     ] = None,
     cache: Annotated[
         int | None,
@@ -189,8 +196,7 @@ def train(
     every epoch. The defaults are those that gave the best networks; bad pairs are all listed before
     the first epoch.
     """
-    from fcn_deploy.training.train import train as run_training
-
+    place: Place | None = context.obj
     run = out or RUNS / data.resolve().name
     given = {
         "head": head,
@@ -221,6 +227,7 @@ def train(
         "class_weights": class_weights,
         "ema": ema,
         "device": device,
+        "devices": devices,
         "precision": precision,
         "compile": compile_,
         "deterministic": deterministic,
@@ -228,16 +235,42 @@ def train(
         "cache_mib": cache,
     }
     config = _settings(run, given, preset, resume=resume)
+    if place is not None and devices is not None:
+        raise UsageError("torchrun says how many processes there are.", "Leave --devices out.")
+    if place is not None and not place.first:
+        _train(data, run, config, place, resume=resume, bar=None)
+        return
     try:
         with progress() as bar:
-            report = run_training(data, run, config, resume=resume, listener=_Display(bar, config))
+            report = _train(data, run, config, place, resume=resume, bar=bar)
     except KeyboardInterrupt:
         if (run / LAST).exists():
-            note(f"Go on with: fcn-deploy train {data} -o {relative(run)} --resume")
+            start = "fcn-deploy train" if place is None else "torchrun ... -m fcn_deploy.training"
+            note(f"Go on with: {start} {data} -o {relative(run)} --resume")
         raise
     if report.best is not None and report.best.val_mean_iou is not None:
         note(f"Best: epoch {report.best.epoch}, mean IoU {report.best.val_mean_iou:.4f}.")
     note(f"Wrote {relative(run / BEST)}. Next: fcn-deploy export")
+
+
+def _train(
+    data: Path,
+    run: Path,
+    config: TrainConfig,
+    place: Place | None,
+    *,
+    resume: bool,
+    bar: Progress | None,
+) -> TrainReport:
+    """Train in this process and those that it starts, or as one of torchrun's."""
+    from fcn_deploy.training.progress import Quiet
+    from fcn_deploy.training.train import train, train_rank
+
+    listener = Quiet() if bar is None else _Display(bar, config)
+    if place is None:
+        return train(data, run, config, resume=resume, listener=listener)
+    config.check()
+    return place.run(partial(train_rank, data, run, config, resume), config.device, listener)
 
 
 def _settings(run: Path, given: dict[str, Any], preset: str | None, *, resume: bool) -> TrainConfig:
@@ -265,7 +298,7 @@ def _parse_range(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError(f"--scale {text} is not LOW,HIGH.", "For example: 0.75,2") from error
+        raise UsageError(f"--scale {text} is not LOW,HIGH.", "For example: 0.5,1.5") from error
     return low, high
 
 

@@ -74,6 +74,17 @@ def _without_advice() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def repeatable(wanted: bool) -> Iterator[None]:
+    """Refuse, within, operations of PyTorch without a repeatable result, if that is wanted."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 class Compiled:
     """A function compiled by ``torch.compile`` at its first call; itself where that fails."""
 

@@ -34,7 +34,7 @@ class TrainConfig:
         backbone: ``resnet18``, ``resnet34`` or ``resnet50``.
         weights: Start of the body: ``imagenet``, ``none`` or a file.
         epochs: 0 writes the initialised network.
-        batch_size: Crops that a device computes at once.
+        batch_size: Crops computed at once, over all devices.
         accumulate: Batches whose gradients are added up for one step of the optimizer.
         crop_hw: Height and width of a crop in pixels, multiples of 32.
         scale: Least and greatest enlargement of images, drawn evenly in its logarithm. What a
@@ -73,7 +73,9 @@ class TrainConfig:
         upsampling_init: ``bilinear`` or ``xavier``.
         seed: Of initial weights, order and augmentation.
         device: ``cpu``, ``cuda``, ``cuda:1``, ..., or ``auto``.
-        workers: Processes that read and augment images; 0 reads in between.
+        devices: Devices of this machine that share each batch, or processes that share the CPU.
+            The result is the same but for rounding.
+        workers: Processes that read and augment images for a device; 0 reads in between.
         cache_mib: Greatest size of the decoded images kept for the next epochs, in MiB.
         val_every: Validate and save after every so many epochs, and after the last.
     """
@@ -85,7 +87,7 @@ class TrainConfig:
     batch_size: int = 8
     accumulate: int = 1
     crop_hw: tuple[int, int] = (320, 480)
-    scale: tuple[float, float] = (0.75, 2.0)
+    scale: tuple[float, float] = (0.5, 1.5)
     pad: bool = True
     stretch: float = 1.25
     color: float = 0.3
@@ -108,6 +110,7 @@ class TrainConfig:
     upsampling_init: str = "bilinear"
     seed: int = 0
     device: str = "auto"
+    devices: int = 1
     workers: int = 2
     cache_mib: int = 2048
     val_every: int = 1
@@ -135,8 +138,8 @@ class TrainConfig:
             )
         if min(self.epochs, self.workers, self.cache_mib) < 0:
             raise UsageError("Epochs, workers and cache are 0 or more.")
-        if min(self.batch_size, self.val_every, self.accumulate) < 1:
-            raise UsageError("Batch size, accumulate and val-every are 1 or more.")
+        if min(self.batch_size, self.val_every, self.accumulate, self.devices) < 1:
+            raise UsageError("Batch size, accumulate, devices and val-every are 1 or more.")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"The seed {self.seed} does not lie in 0..2^63-1.")
         self._check_numbers()

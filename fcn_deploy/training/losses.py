@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fcn_deploy.spec import IGNORE
+from fcn_deploy.training.distributed import ALONE, Ranks, total
 
 
 def class_weights(kind: str, masks: Iterable[NDArray[np.uint8]], count: int) -> Tensor | None:
@@ -56,23 +58,25 @@ class Loss:
     Attributes:
         kind: As in TrainConfig.
         weights: float32 (C,) on the device, or ``None``.
+        ranks: Among which each batch is divided.
     """
 
     kind: str
     weights: Tensor | None = None
+    ranks: Ranks = ALONE
 
     def weight_of(self, labels: Tensor) -> Tensor:
-        """What the cross-entropy of these labels is divided by, float32 scalar.
+        """What the cross-entropy of these labels, and of other ranks', is divided by.
 
         The sum of the weights of the counted pixels; for ``cross-entropy-sum``, the pixels of one
-        image.
+        image. float32 scalar, the same on all ranks.
         """
         if self.kind == "cross-entropy-sum":
             return torch.tensor(float(labels[0].numel()), device=labels.device)
         counted = labels[labels != IGNORE]
         if self.weights is None:
-            return torch.tensor(float(counted.numel()), device=labels.device)
-        return self.weights[counted.long()].sum()
+            return total(torch.tensor(float(counted.numel()), device=labels.device), self.ranks)
+        return total(self.weights[counted.long()].sum(), self.ranks)
 
     def __call__(self, logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of one batch.
@@ -83,12 +87,13 @@ class Loss:
             weight: :meth:`weight_of` the labels of all batches of the step.
 
         Returns:
-            The share of this batch in the step's cross-entropy, and a further term that is a mean
-            over batches; both float32 scalars.
+            The share of this batch, on this rank, in the step's cross-entropy, and a further term
+            that is a mean over batches, and the same on all ranks; both float32 scalars. The
+            gradients of both are to be summed over ranks.
         """
         # float() of a channels-last half precision tensor would stay channels-last: slow below.
         planes = logits.float().contiguous()
-        entropy, dice = _CrossEntropyAndDice.apply(planes, labels, self.weights)
+        entropy, dice = _CrossEntropyAndDice.apply(planes, labels, self.weights, self.ranks.world)
         # The mean over no pixels is NaN: a crop of nothing but ignored pixels teaches nothing.
         entropy = entropy / weight.clamp(min=1e-6)
         return entropy, dice if self.kind == "cross-entropy+dice" else torch.zeros_like(dice)
@@ -104,7 +109,7 @@ class _CrossEntropyAndDice(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None
+        ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None, world: int
     ) -> tuple[Tensor, Tensor]:
         valid = labels != IGNORE
         target = torch.where(valid, labels, 0).long()[:, None]
@@ -119,6 +124,10 @@ class _CrossEntropyAndDice(torch.autograd.Function):
         both, truth = torch.zeros_like(squares), torch.zeros_like(squares)
         both.index_add_(0, classes, of_truth.flatten())
         truth.index_add_(0, classes, valid.flatten().float())
+        if world > 1:  # Dice is a ratio of sums over the whole batch
+            sums = torch.stack([squares, both, truth])
+            dist.all_reduce(sums)
+            squares, both, truth = sums.unbind()
         sizes = (squares + truth).clamp(min=1e-6)
         occurs = (truth > 0).float()
         share = occurs / occurs.sum().clamp(min=1)
@@ -127,7 +136,7 @@ class _CrossEntropyAndDice(torch.autograd.Function):
         return (surprise * costs).sum(), dice
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         chance, of_truth, target, costs, both, sizes, share = ctx.saved_tensors
         of_entropy, of_dice = grads
         # Of Dice by a chance p of class c: hit[c] where c is the truth, plus slope[c] * p. Through
@@ -141,4 +150,4 @@ class _CrossEntropyAndDice(torch.autograd.Function):
         gradient += (pull - mean)[:, None]
         gradient *= chance
         at_truth = gradient.gather(1, target) + (hits - pull)[:, None]
-        return gradient.scatter_(1, target, at_truth), None, None
+        return gradient.scatter_(1, target, at_truth), None, None, None

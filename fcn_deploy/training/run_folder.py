@@ -27,7 +27,7 @@ from fcn_deploy.training.session import Session
 from fcn_deploy.training.update import Updates, match_layouts
 
 CURVES_EVERY_S = 30
-_OF_THE_MACHINE = ("device", "workers", "cache_mib", "compile")
+_OF_THE_MACHINE = ("device", "devices", "workers", "cache_mib", "compile")
 _FIXED = ("head", "backbone", "optimizer", "freeze_backbone", "freeze_upsampling", "decay_all")
 """Settings under which the optimizer's state belongs to certain weights."""
 

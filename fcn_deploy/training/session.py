@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from itertools import count, islice
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -14,18 +15,21 @@ from fcn_deploy.backends.eager import EagerBackend
 from fcn_deploy.dataset import Dataset, Pair
 from fcn_deploy.errors import CheckFailedError
 from fcn_deploy.evaluate import evaluate
-from fcn_deploy.metrics import Scores
+from fcn_deploy.metrics import Scores, scores
 from fcn_deploy.segment import Segmenter
 from fcn_deploy.spec import ModelSpec
 from fcn_deploy.training.acceleration import pick_precision, worth_compiling
 from fcn_deploy.training.augment import Augmentation
+from fcn_deploy.training.batch_norm import share_batch_norm
 from fcn_deploy.training.config import TrainConfig
 from fcn_deploy.training.decoded import DecodedPairs
+from fcn_deploy.training.distributed import Ranks, any_rank, from_first, together, total
 from fcn_deploy.training.examples import Examples, Shuffle
 from fcn_deploy.training.losses import Loss, class_weights
 from fcn_deploy.training.network import SCORE_STRIDE, Deployed, build_network
 from fcn_deploy.training.progress import EpochReport, Listener
 from fcn_deploy.training.schedule import rate
+from fcn_deploy.training.shares import Shares
 from fcn_deploy.training.update import Batch, Updates
 
 _TELL_EVERY_S = 0.25
@@ -44,8 +48,10 @@ class Session:
         val_pairs: list[Pair],
         config: TrainConfig,
         device: torch.device,
+        ranks: Ranks,
     ) -> None:
         self.dataset, self.val_pairs, self.config, self.device = dataset, val_pairs, config, device
+        self.ranks = ranks
         self.epoch = 0
         self.history: list[EpochReport] = []
         self.best: EpochReport | None = None
@@ -56,16 +62,18 @@ class Session:
             backbone=config.backbone,
             score_stride=SCORE_STRIDE[config.head],
         )
-        self.precision = pick_precision(config.precision, device)
+        self.precision = from_first(lambda: pick_precision(config.precision, device), ranks)
         self.shuffle = Shuffle(len(train_pairs), config.seed)
+        self.shares = Shares(self.shuffle, config.batch_size, ranks)
         self.loader = self._loader(train_pairs)
         self.steps = math.ceil(len(self.loader) / config.accumulate)
         """Steps of the optimizer in an epoch."""
         pixels = config.crop_hw[0] * config.crop_hw[1]
-        self.compiled = worth_compiling(config.compile, device, self.steps * config.epochs, pixels)
-        masks = (dataset.labels(pair.mask) for pair, _ in train_pairs)
-        weights = class_weights(config.class_weights, masks, len(dataset.classes))
-        self.loss = Loss(config.loss, None if weights is None else weights.to(device))
+        # What ranks say to each other in between, the compiler does not take.
+        self.compiled = ranks.world == 1 and worth_compiling(
+            config.compile, device, self.steps * config.epochs, pixels
+        )
+        self.loss = self._loss(train_pairs)
         torch.manual_seed(config.seed)
         network = build_network(self.spec, upsampling_init=config.upsampling_init)
         if config.freeze_backbone:
@@ -79,26 +87,33 @@ class Session:
     def _loader(self, pairs: list[Sized]) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
         config = self.config
         names, sizes = [pair for pair, _ in pairs], [hw for _, hw in pairs]
-        decoded = DecodedPairs(self.dataset, names, sizes, config.cache_mib)
+        limit_mib = config.cache_mib // self.ranks.beside
+        decoded = DecodedPairs(self.dataset, names, sizes, limit_mib)
         augmentation = Augmentation(
             config.crop_hw, config.scale, config.stretch, config.color, config.flip
         )
         return DataLoader(
             Examples(decoded, augmentation, config.seed),
-            batch_size=config.batch_size,
-            sampler=self.shuffle,
+            batch_sampler=self.shares,
             num_workers=config.workers,
-            # A last small batch would weigh as much as a full one, and upset batch norm.
-            drop_last=len(pairs) >= config.batch_size,
             pin_memory=self.device.type == "cuda",
             persistent_workers=config.workers > 0,
             prefetch_factor=4 if config.workers else None,
         )
 
+    def _loss(self, pairs: list[Sized]) -> Loss:
+        kind, count = self.config.class_weights, len(self.dataset.classes)
+        masks = (self.dataset.labels(pair.mask) for pair, _ in pairs)
+        weights = from_first(lambda: class_weights(kind, masks, count), self.ranks)
+        on_device = None if weights is None else weights.to(self.device)
+        return Loss(self.config.loss, on_device, self.ranks)
+
     def start(self) -> Updates:
         """Move the network, whose weights are complete now, to the device."""
         # Images come as NHWC; convolutions in that order save a third of the step on CPUs.
         self.network.to(self.device).to(memory_format=torch.channels_last)
+        if self.ranks.world > 1:
+            share_batch_norm(self.network, self.device)
         model = Deployed(self.network, self.spec).to(self.device)
         self.updates = Updates(
             model, self.loss, self.config, precision=self.precision, compiled=self.compiled
@@ -114,10 +129,12 @@ class Session:
         examples = 0
         for step, batches in enumerate(self._groups()):
             totals += updates.step(batches, self._lr(self.epoch * self.steps + step))
-            examples += sum(len(image) for image, _ in batches)
+            examples += len(batches) * self.shares.size
             now = time.perf_counter()
-            # Asking for the figures makes a GPU wait.
-            if now - told > _TELL_EVERY_S or step + 1 == self.steps:
+            # Asking for the figures makes a GPU wait. All ranks ask for them at the same time, so
+            # that all of them see when they are not finite.
+            due = now - told > _TELL_EVERY_S or step + 1 == self.steps
+            if any_rank(due and self.ranks.first, self.ranks):
                 loss, accuracy = self._means(totals)
                 now = told = time.perf_counter()
                 listener.on_step(
@@ -150,11 +167,13 @@ class Session:
         return self.epoch % self.config.val_every == 0 or self.epoch == self.config.epochs
 
     def _groups(self) -> Iterator[list[Batch]]:
-        """The batches of each step."""
+        """This rank's part of the batches of each step."""
         batches = iter(self.loader)
-        while group := [
-            (image, labels) for image, labels in islice(batches, self.config.accumulate)
-        ]:
+        for _ in range(self.steps):
+            with together(self.ranks):
+                group = [
+                    (image, labels) for image, labels in islice(batches, self.config.accumulate)
+                ]
             yield group
 
     def _lr(self, step: int) -> float:
@@ -173,10 +192,15 @@ class Session:
         return loss / max(counted, 1), right / max(counted, 1)
 
     def _validate(self, updates: Updates, listener: Listener) -> Scores:
+        """Each rank judges some of the images; it is the sum of what they count that matters."""
         model = Segmenter(EagerBackend(updates.deployed, self.spec, self.device))
-        done = count(1)
+        images, world = len(self.val_pairs), self.ranks.world
+        done = count(world, world)
 
         def tell(*_: object) -> None:
-            listener.on_validation(next(done), len(self.val_pairs))
+            listener.on_validation(min(next(done), images), images)
 
-        return evaluate(model, self.dataset, self.val_pairs, on_image=tell).scores
+        own = self.val_pairs[self.ranks.rank :: world]
+        with together(self.ranks):
+            confusion = evaluate(model, self.dataset, own, on_image=tell).confusion
+        return scores(total(torch.from_numpy(confusion), self.ranks).numpy().astype(np.int64))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from fcn_deploy.spec import IGNORE
 from fcn_deploy.training.acceleration import PRECISIONS, Compiled
 from fcn_deploy.training.config import TrainConfig
+from fcn_deploy.training.distributed import total
 from fcn_deploy.training.losses import Loss
 from fcn_deploy.training.network import FCN, Deployed
 
@@ -35,8 +38,11 @@ class Updates:
         self.network = model.network
         self._model = model
         self._loss = loss
+        self._ranks = loss.ranks
         self._frozen_body = config.freeze_backbone
         self._device = next(model.parameters()).device
+        # First of all, since it brings the weights of rank 0 to the others.
+        self._shared = _shared(self.network, self._device) if self._ranks.world > 1 else None
         self._precision = precision
         self.optimizer = build_optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=precision == "fp16")
@@ -61,7 +67,8 @@ class Updates:
         """Learn from some batches at once.
 
         Returns:
-            float64 (3,) on the device: loss times counted pixels, right pixels, counted pixels.
+            float64 (3,) on the device, over all ranks: loss times counted pixels, right pixels,
+            counted pixels.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -71,11 +78,18 @@ class Updates:
         weight = torch.stack([self._loss.weight_of(labels) for _, labels in on_device]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         facts = torch.zeros(3, dtype=torch.float64, device=self._device)
-        for image, labels in on_device:
-            entropy, extra, right, counted = self._losses(image, labels, weight)
-            loss = entropy + extra / len(batches)
-            self.scaler.scale(loss).backward()
-            facts += torch.stack([loss.detach().double(), right.double(), counted.double()])
+        world = self._ranks.world
+        for number, (image, labels) in enumerate(on_device, 1):
+            alone = self._shared is not None and number < len(batches)
+            with self._shared.no_sync() if self._shared and alone else nullcontext():
+                entropy, extra, right, counted = self._losses(image, labels, weight)
+                extra = extra / len(batches)
+                # Gradients are to be summed over ranks, of which DistributedDataParallel takes the
+                # mean.
+                self.scaler.scale((entropy + extra) * world).backward()
+            loss = (entropy + extra / world).detach()
+            facts += torch.stack([loss.double(), right.double(), counted.double()])
+        facts = total(facts, self._ranks)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -88,11 +102,16 @@ class Updates:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         format_ = PRECISIONS[self._precision]
         with torch.autocast(self._device.type, format_, enabled=self._precision != "fp32"):
-            logits = self.network(self._model.normalise(image))
+            logits = (self._shared or self.network)(self._model.normalise(image))
         entropy, extra = self._loss(logits, labels, weight)
         valid = labels != IGNORE
         right = ((logits.detach().argmax(1) == labels) & valid).sum()
         return entropy, extra, right, valid.sum()
+
+
+def _shared(network: FCN, device: torch.device) -> DistributedDataParallel:
+    """The network, with gradients that are the means over ranks; it starts as that of rank 0."""
+    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
 def build_optimizer(network: FCN, config: TrainConfig) -> torch.optim.Optimizer:
