@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -235,6 +236,10 @@ def train(
         "cache_mib": cache,
     }
     config = _settings(run, given, preset, resume=resume)
+    if (
+        config.deterministic
+    ):  # cuBLAS reads it when it is first used, and is repeatable only with it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if place is not None and devices is not None:
         raise UsageError("torchrun says how many processes there are.", "Leave --devices out.")
     if place is not None and not place.first:

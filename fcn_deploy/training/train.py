@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from fcn_deploy.artifacts import LAST, require_writable
 from fcn_deploy.backends.eager import pick_device
 from fcn_deploy.dataset import Dataset, Pair, check, open_dataset
 from fcn_deploy.errors import DataError, UsageError
+from fcn_deploy.training.acceleration import repeatable
 from fcn_deploy.training.backbone import initialise_body
 from fcn_deploy.training.config import TrainConfig
 from fcn_deploy.training.distributed import ALONE, Ranks, from_first, rank_device_name
@@ -66,10 +65,15 @@ def train_rank(
     Rank 0 alone looks at the data set, and writes; the others learn what it found, or how it
     failed.
     """
+    with repeatable(config.deterministic):
+        return _train_rank(data, run, config, resume, ranks, listener)
+
+
+def _train_rank(
+    data: Path, run: Path, config: TrainConfig, resume: bool, ranks: Ranks, listener: Listener
+) -> TrainReport:
     device = pick_device(rank_device_name(config.device, ranks))
     task = from_first(lambda: _task(data, run, config, resume=resume, world=ranks.world), ranks)
-    if config.deterministic:
-        torch.use_deterministic_algorithms(True)
     session = Session(task.dataset, task.examples, task.validation, config, device, ranks)
     folder = RunFolder(run, data)
     if resume:

@@ -108,6 +108,21 @@ def test_same_seed_same_weights_whatever_the_number_of_workers(
     assert not torch.equal(weights_of(tmp_path / "a")["score.weight"], other["score.weight"])
 
 
+def test_deterministic_training_works_and_ends_with_the_training(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    seen = []
+
+    class Look(Quiet):
+        def on_epoch(self, report: EpochReport) -> None:  # noqa: ARG002
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    config = replace(SMALL, epochs=1, deterministic=True, loss="cross-entropy+dice", ema=0.9)
+    train(toy_data, tmp_path / "run", config, listener=Look())
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_training_learns_the_toy_scenes(toy_run: Path) -> None:
     record = json.loads((toy_run / "train.json").read_text())
     assert record["history"][-1]["loss"] < 0.7 * record["history"][0]["loss"]
