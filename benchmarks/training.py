@@ -57,7 +57,7 @@ class Ours:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Endless batches, epoch after epoch."""
         while True:
-            yield from ((image, labels) for image, labels in self._session.loader)
+            yield from self._session.batches()
             self._session.shuffle.epoch += 1
 
     def step(self, image: Tensor, labels: Tensor) -> None:

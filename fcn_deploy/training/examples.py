@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, default_collate
 
+from fcn_deploy.errors import FcnDeployError
 from fcn_deploy.training.augment import Augmentation
 from fcn_deploy.training.decoded import DecodedPairs
 
@@ -22,8 +23,12 @@ class Draw:
     index: int
 
 
-class Examples(TorchDataset[tuple[Tensor, Tensor]]):
-    """Augmented labelled images: image uint8 (h, w, 3), labels uint8 (h, w).
+Example = tuple[Tensor, Tensor]
+"""Image uint8 (h, w, 3) and labels uint8 (h, w), or a batch of them."""
+
+
+class Examples(TorchDataset[Example | FcnDeployError]):
+    """Augmented labelled images, or what was wrong with one.
 
     What an example is depends on the seed, the epoch and the index alone, not on the number of
     workers nor on what was drawn before: a resumed training sees what it would have seen.
@@ -37,10 +42,22 @@ class Examples(TorchDataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        image, labels = self._pairs.read(draw.index)
+    def __getitem__(self, draw: Draw) -> Example | FcnDeployError:
+        try:
+            image, labels = self._pairs.read(draw.index)
+        except FcnDeployError as error:
+            return error  # PyTorch would add the traceback of the worker to what users read
         random = np.random.default_rng((self._seed, draw.epoch, draw.index))
         return self._augmentation(image, labels, random)
+
+
+def gathered(items: list[Example | FcnDeployError]) -> Example | FcnDeployError:
+    """A batch, or the first thing that was wrong."""
+    wrong = next((item for item in items if isinstance(item, FcnDeployError)), None)
+    batch: Example | FcnDeployError = default_collate(items) if wrong is None else wrong
+    if isinstance(batch, list):
+        batch = (batch[0], batch[1])
+    return batch
 
 
 class Shuffle(Sampler[Draw]):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fcn_deploy.backends.eager import EagerBackend
 from fcn_deploy.dataset import Dataset, Pair
-from fcn_deploy.errors import CheckFailedError
+from fcn_deploy.errors import CheckFailedError, FcnDeployError
 from fcn_deploy.evaluate import evaluate
 from fcn_deploy.metrics import Scores, scores
 from fcn_deploy.segment import Segmenter
@@ -24,7 +24,7 @@ from fcn_deploy.training.batch_norm import share_batch_norm
 from fcn_deploy.training.config import TrainConfig
 from fcn_deploy.training.decoded import DecodedPairs
 from fcn_deploy.training.distributed import Ranks, any_rank, from_first, together, total
-from fcn_deploy.training.examples import Examples, Shuffle
+from fcn_deploy.training.examples import Example, Examples, Shuffle, gathered
 from fcn_deploy.training.losses import Loss, class_weights
 from fcn_deploy.training.network import SCORE_STRIDE, Deployed, build_network
 from fcn_deploy.training.progress import EpochReport, Listener
@@ -65,8 +65,8 @@ class Session:
         self.precision = from_first(lambda: pick_precision(config.precision, device), ranks)
         self.shuffle = Shuffle(len(train_pairs), config.seed)
         self.shares = Shares(self.shuffle, config.batch_size, ranks)
-        self.loader = self._loader(train_pairs)
-        self.steps = math.ceil(len(self.loader) / config.accumulate)
+        self._loader = self._open(train_pairs)
+        self.steps = math.ceil(len(self._loader) / config.accumulate)
         """Steps of the optimizer in an epoch."""
         pixels = config.crop_hw[0] * config.crop_hw[1]
         # What ranks say to each other in between, the compiler does not take.
@@ -84,7 +84,7 @@ class Session:
         self.network = network
         self.updates: Updates | None = None
 
-    def _loader(self, pairs: list[Sized]) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    def _open(self, pairs: list[Sized]) -> DataLoader[Example | FcnDeployError]:
         config = self.config
         names, sizes = [pair for pair, _ in pairs], [hw for _, hw in pairs]
         limit_mib = config.cache_mib // self.ranks.beside
@@ -95,6 +95,7 @@ class Session:
         return DataLoader(
             Examples(decoded, augmentation, config.seed),
             batch_sampler=self.shares,
+            collate_fn=gathered,
             num_workers=config.workers,
             pin_memory=self.device.type == "cuda",
             persistent_workers=config.workers > 0,
@@ -168,13 +169,23 @@ class Session:
 
     def _groups(self) -> Iterator[list[Batch]]:
         """This rank's part of the batches of each step."""
-        batches = iter(self.loader)
+        batches = self.batches()
         for _ in range(self.steps):
             with together(self.ranks):
-                group = [
-                    (image, labels) for image, labels in islice(batches, self.config.accumulate)
-                ]
+                group = list(islice(batches, self.config.accumulate))
             yield group
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's part of the batches of the epoch.
+
+        Raises:
+            InputError: An image can no longer be read.
+            DataError: The same of a mask.
+        """
+        for batch in self._loader:
+            if isinstance(batch, FcnDeployError):
+                raise batch
+            yield batch
 
     def _lr(self, step: int) -> float:
         config = self.config

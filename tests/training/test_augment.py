@@ -127,10 +127,14 @@ def test_another_process_decodes_for_itself(pairs: DecodedPairs) -> None:
 
 
 def test_an_example_follows_from_seed_epoch_and_index(pairs: DecodedPairs) -> None:
-    examples = Examples(pairs, FULL, seed=1)
-    image, mask = examples[Draw(0, 1)]
-    same = examples[Draw(0, 1)]
+    def example(seed: int, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        found = Examples(pairs, FULL, seed)[draw]
+        assert isinstance(found, tuple)
+        return found
+
+    image, mask = example(1, Draw(0, 1))
+    same = example(1, Draw(0, 1))
     assert torch.equal(image, same[0])
     assert torch.equal(mask, same[1])
-    for other in (Examples(pairs, FULL, seed=2)[Draw(0, 1)], examples[Draw(1, 1)]):
+    for other in (example(2, Draw(0, 1)), example(1, Draw(1, 1))):
         assert not torch.equal(image, other[0])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fcn_deploy.errors import CheckFailedError, DataError, UsageError
+from fcn_deploy.errors import CheckFailedError, DataError, InputError, UsageError
 from fcn_deploy.training.checkpoint import load_checkpoint
 from fcn_deploy.training.config import TrainConfig
 from fcn_deploy.training.examples import Shuffle
@@ -134,6 +134,23 @@ def test_training_learns_the_toy_scenes(toy_run: Path) -> None:
     assert not any("/" in str(value) for value in spec.training.values())
     with Image.open(toy_run / "curves.png") as curves:
         assert min(curves.size) > 300
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanishes_while_training_is_named_in_one_line(
+    toy_data: Path, tmp_path: Path, workers: int
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy_data, data)
+
+    class Vandal(Quiet):
+        def on_start(self, **_: object) -> None:
+            (data / "train" / "images" / "scene3.jpg").unlink()
+
+    with pytest.raises(InputError) as caught:
+        train(data, tmp_path / "run", replace(SMALL, workers=workers), listener=Vandal())
+    assert "scene3.jpg" in str(caught.value)
+    assert "\n" not in caught.value.problem
 
 
 def test_frozen_parts_stay_as_they_start(toy_data: Path, tmp_path: Path) -> None:
