@@ -149,6 +149,7 @@ def test_a_killed_rank_ends_the_job_and_resume_goes_on(
     wait_for(run / "last.safetensors", job)
     os.kill(children(job.pid, run)[1], signal.SIGKILL)
     said = ended(job, run, SOON_S)
+    assert len(errors_in(said)) == 1, said
     (error,) = errors_in(said)
     remedy = said.split(error)[1].splitlines()[1]
     assert "--resume goes on after it." in remedy
@@ -193,7 +194,7 @@ def test_ctrl_c_ends_all_ranks_and_says_how_to_go_on(toy_data: Path, tmp_path: P
     wait_for(run / "last.safetensors", job)
     os.killpg(job.pid, signal.SIGINT)  # as a terminal does
     said = ended(job, run, SOON_S)
-    assert job.returncode == 130
+    assert job.returncode == 130, said
     assert f"Go on with: fcn-deploy train {toy_data}" in said
     assert said.endswith("Error: Interrupted. What was finished is kept.\n")
     assert "Traceback" not in said
