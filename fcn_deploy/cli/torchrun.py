@@ -86,22 +86,13 @@ class Place:
             device: As in TrainConfig.
             listener: Told of the progress.
         """
-        import torch
-        import torch.distributed as dist
-
-        from fcn_deploy.training.distributed import Ranks, joined, rank_device_name
+        from fcn_deploy.training.distributed import Ranks, joined, rank_device, shared_store
 
         ranks, meeting = Ranks(*self._numbers), self._meeting
-        own = torch.device(rank_device_name(device, ranks))
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            meeting.host,
-            meeting.port,
-            ranks.world,
-            is_master=ranks.first and not meeting.served,
-            wait_for_workers=False,
-        )
+        own = rank_device(device, ranks)
+        serve = ranks.first and not meeting.served
         prefix = f"fcn-deploy/{meeting.attempt}"
-        self._store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+        self._store = shared_store(meeting.host, meeting.port, ranks, serve=serve, prefix=prefix)
         try:
             with joined(ranks, self._store, own):
                 return work(ranks, listener)

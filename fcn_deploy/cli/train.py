@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fcn_deploy.artifacts import BEST, LAST, RUNS
 from fcn_deploy.cli.console import note, parse_hw, progress, relative
+from fcn_deploy.cli.training import TrainingDisplay, parse_range, settings_of
 from fcn_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fcn_deploy.cli.torchrun import Place
     from fcn_deploy.training.config import TrainConfig
-    from fcn_deploy.training.progress import EpochReport, TrainReport
+    from fcn_deploy.training.progress import TrainReport
 
 
 def train(
@@ -210,7 +210,7 @@ def train(
         "seed": seed,
         "val_every": val_every,
         "crop_hw": crop and parse_hw(crop, "--crop"),
-        "scale": scale and _parse_range(scale),
+        "scale": scale and parse_range(scale),
         "stretch": stretch,
         "color": color,
         "flip": flip,
@@ -235,7 +235,7 @@ def train(
         "workers": workers,
         "cache_mib": cache,
     }
-    config = _settings(run, given, preset, resume=resume)
+    config = settings_of(run, given, preset, resume=resume)
     if (
         config.deterministic
     ):  # cuBLAS reads it when it is first used, and is repeatable only with it
@@ -271,84 +271,8 @@ def _train(
     from fcn_deploy.training.progress import Quiet
     from fcn_deploy.training.train import train, train_rank
 
-    listener = Quiet() if bar is None else _Display(bar, config)
+    listener = Quiet() if bar is None else TrainingDisplay(bar, config)
     if place is None:
         return train(data, run, config, resume=resume, listener=listener)
     config.check()
     return place.run(partial(train_rank, data, run, config, resume), config.device, listener)
-
-
-def _settings(run: Path, given: dict[str, Any], preset: str | None, *, resume: bool) -> TrainConfig:
-    """The preset, or the settings of the run that is resumed, and over them what was given."""
-    from fcn_deploy.training.checkpoint import load_checkpoint
-    from fcn_deploy.training.config import PRESETS, TrainConfig
-
-    if resume and preset is not None:
-        raise UsageError("A resumed run has its settings.", "Leave --preset or --resume out.")
-    if preset is not None and preset not in PRESETS:
-        raise UsageError(f"There is no preset {preset!r}.", f"Known: {', '.join(PRESETS)}.")
-    settings: dict[str, Any] = dict(PRESETS[preset or "default"])
-    if resume and (run / LAST).is_file():
-        # Not from train.json, which is written later and could be lost on its own.
-        stored = load_checkpoint(run / LAST).resume.get("config", {})
-        known = {field.name for field in fields(TrainConfig)}
-        settings = {k: v for k, v in stored.items() if k in known}
-        for pair in {"crop_hw", "scale"} & set(settings):
-            settings[pair] = tuple(settings[pair])
-    settings |= {name: value for name, value in given.items() if value is not None}
-    return TrainConfig(**settings)
-
-
-def _parse_range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"--scale {text} is not LOW,HIGH.", "For example: 0.5,1.5") from error
-    return low, high
-
-
-class _Display:
-    """Shows a training as it goes: a bar for the epoch, a line when it is done."""
-
-    def __init__(self, bar: Progress, config: TrainConfig) -> None:
-        self._bar = bar
-        self._config = config
-        self._epoch = 0
-        self._task = bar.add_task("", total=None, facts="")
-
-    def on_start(self, *, examples: int, left_out: int, device: str, epoch: int) -> None:
-        height, width = self._config.crop_hw
-        without = f" {left_out} are smaller than the crop and left out." if left_out else ""
-        note(f"Read {examples} examples, crops of {height}x{width}, on {device}.{without}")
-        if epoch:
-            note(f"Going on after epoch {epoch}.")
-        self._epoch = epoch
-
-    def on_step(
-        self, step: int, steps: int, *, loss: float, accuracy: float, examples_per_s: float
-    ) -> None:
-        self._bar.update(
-            self._task,
-            description=f"epoch {self._epoch + 1}/{self._config.epochs}",
-            completed=step,
-            total=steps,
-            facts=f"loss {loss:.3f}  acc {accuracy:.3f}  {examples_per_s:.1f} examples/s",
-        )
-
-    def on_validation(self, image: int, images: int) -> None:
-        self._bar.update(
-            self._task, description="validation", completed=image, total=images, facts=""
-        )
-
-    def on_epoch(self, report: EpochReport) -> None:
-        self._epoch = report.epoch
-        validated = ""
-        if report.val_accuracy is not None and report.val_mean_iou is not None:
-            validated = (
-                f"  val acc {report.val_accuracy:.4f}  val mean IoU {report.val_mean_iou:.4f}"
-            )
-        note(
-            f"epoch {report.epoch}/{self._config.epochs}  loss {report.loss:.4f}  "
-            f"train acc {report.train_accuracy:.4f}{validated}  "
-            f"{report.examples_per_s:.1f} examples/s"
-        )

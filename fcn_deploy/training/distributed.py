@@ -79,6 +79,27 @@ def rank_device_name(wanted: str, ranks: Ranks) -> str:
     return f"cuda:{ranks.local}"
 
 
+def rank_device(wanted: str, ranks: Ranks) -> torch.device:
+    """The device of :func:`rank_device_name`; it raises the same."""
+    return torch.device(rank_device_name(wanted, ranks))
+
+
+def shared_store(host: str, port: int, ranks: Ranks, *, serve: bool, prefix: str) -> Any:
+    """Where ranks of several machines leave word for each other.
+
+    Args:
+        host: Name or address where they meet.
+        port: There.
+        ranks: Which rank this is.
+        serve: Whether this rank serves it, or somebody else does.
+        prefix: Of all keys; another one for each attempt.
+    """
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, ranks.world, is_master=serve, wait_for_workers=False
+    )
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def joined(
     ranks: Ranks,

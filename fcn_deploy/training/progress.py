@@ -13,7 +13,7 @@ class EpochReport:
 
     Attributes:
         epoch: From 1.
-        loss: Mean cross-entropy over the counted pixels of the epoch's crops.
+        loss: What was minimised, Dice included where it is, by the counted pixels of each step.
         train_accuracy: Share of those pixels that were right while training, in [0, 1].
         val_accuracy: Pixel accuracy on the full-size validation images, in [0, 1]; ``None`` in
             epochs without validation.

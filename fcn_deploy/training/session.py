@@ -82,7 +82,6 @@ class Session:
             for layer in network.upsampling_layers():
                 layer.requires_grad_(False)
         self.network = network
-        self.updates: Updates | None = None
 
     def _open(self, pairs: list[Sized]) -> DataLoader[Example | FcnDeployError]:
         config = self.config
@@ -116,10 +115,9 @@ class Session:
         if self.ranks.world > 1:
             share_batch_norm(self.network, self.device)
         model = Deployed(self.network, self.spec).to(self.device)
-        self.updates = Updates(
+        return Updates(
             model, self.loss, self.config, precision=self.precision, compiled=self.compiled
         )
-        return self.updates
 
     def run_epoch(self, updates: Updates, listener: Listener) -> EpochReport:
         """Train one epoch, validate, and keep the result in the history."""
