@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade pip
 	@echo "Installing PyTorch, ONNX Runtime and TensorRT-RTX into $(VENV): some minutes, about 6 GB."
 	@# Setuptools warns at length about any editable installation; shown only if it fails.
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,cpu,rtx,large,dev]" \
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,cpu,rtx,large,report,dev]" \
 		2> $(VENV)/install.log || { cat $(VENV)/install.log; exit 1; }
 	touch $(READY)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fcn_deploy.backends.eager import EagerBackend
 from fcn_deploy.segment import Segmenter
 from fcn_deploy.training.checkpoint import load_network
+from fcn_deploy.training.folding import fold_batch_norm
 from fcn_deploy.training.network import Deployed
-from fcn_deploy.training.to_onnx import fold_batch_norm
 
 
 def cuda_works() -> bool:

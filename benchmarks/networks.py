@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from fcn_deploy.spec import INPUT, OUTPUTS, SPEC_KEY, ModelSpec, voc_palette
 from fcn_deploy.training.checkpoint import Checkpoint, save_checkpoint
+from fcn_deploy.training.folding import fold_batch_norm
 from fcn_deploy.training.network import FCN, SCORE_STRIDE, Deployed, build_network
-from fcn_deploy.training.to_onnx import export_onnx, fold_batch_norm
+from fcn_deploy.training.to_onnx import export_onnx
 
 Kernel = Literal["bilinear", "learned", "rough"]
 

@@ -9,6 +9,8 @@ A run folder holds everything made of one training::
         curves.png
         model.onnx            uint8 image in; labels, logits and scores out
         model.fp16.onnx       the same, FP16 inside
+        model.int8.onnx       the same, most of it INT8, for ONNX Runtime
+        model.int8.tensorrt.onnx    the same, as TensorRT takes it
         model.fp16.plan       TensorRT engine, and its passport model.fp16.plan.json
         model.fp16.trunk.plan, model.fp16.head.plan    parts of that engine, for crops
 """
@@ -30,6 +32,7 @@ BEST = "best.safetensors"
 LAST = "last.safetensors"
 ONNX = "model.onnx"
 ONNX_FP16 = "model.fp16.onnx"
+ONNX_INT8 = {"ort": "model.int8.onnx", "tensorrt": "model.int8.tensorrt.onnx"}
 TRAIN_RECORD = "train.json"
 
 PARTS = ("trunk", "head")

@@ -11,7 +11,7 @@ from typing import Any
 from fcn_deploy.engine_files import read_passport
 from fcn_deploy.errors import MissingExtraError, ModelError
 from fcn_deploy.recipe import EngineOptions
-from fcn_deploy.spec import PARITY_KEY, SPEC_KEY, ModelSpec
+from fcn_deploy.spec import PARITY_KEY, SPEC_KEY, VERIFIED_KEY, ModelSpec
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -87,6 +87,7 @@ def _onnx(path: Path) -> tuple[str, ModelSpec, dict[str, Any]]:
         "opset": model.proto.opset_import[0].version,
         "tensors": {value.name: _shape(value) for value in values},
         "operators": dict(operators.most_common()),
+        "verified": json.loads(properties[VERIFIED_KEY]) if VERIFIED_KEY in properties else None,
         "parity": json.loads(properties[PARITY_KEY]) if PARITY_KEY in properties else None,
     }
     return "ONNX", model.spec, facts

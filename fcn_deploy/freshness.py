@@ -38,12 +38,20 @@ def require_fresh(artifact: Path) -> None:
     source = artifact.with_name(name) if name else artifact
     if source == artifact or not source.is_file():
         return
-    if sha256(source) != digest:
+    if _identity(source) != digest:
         raise kind(
             f"{artifact} was made from another {name} than the one beside it.",
             f"{remedy}; or name the file that you mean.",
         )
     require_fresh(source)
+
+
+def _identity(path: Path) -> str:
+    if path.suffix != ".onnx":
+        return sha256(path)
+    from fcn_deploy.onnx_file import identity
+
+    return identity(path)
 
 
 def _source_of_onnx(path: Path) -> tuple[str, str]:

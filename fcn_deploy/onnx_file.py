@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fcn_deploy.errors import MissingExtraError, ModelError
-from fcn_deploy.spec import INPUT, OUTPUTS, SPEC_KEY, ModelSpec
+from fcn_deploy.spec import INPUT, OUTPUTS, SPEC_KEY, VERIFIED_KEY, ModelSpec
 
 try:
     import onnx
@@ -32,7 +33,8 @@ class OnnxModel:
         proto: The whole model, weights included.
         spec: Its description.
         outputs: Which of :data:`OUTPUTS` it has.
-        precision: ``fp16`` where the convolutions compute in half precision, else ``fp32``.
+        precision: ``fp16`` where the convolutions compute in half precision, ``int8`` where some
+            are given 8-bit integers, else ``fp32``.
     """
 
     proto: ModelProto
@@ -70,6 +72,22 @@ def read_onnx(path: Path) -> OnnxModel:
     return OnnxModel(proto, spec, outputs, _precision(proto))
 
 
+def identity(path: Path) -> str:
+    """SHA-256 of an ONNX file without the stamp that ``fcn-deploy verify`` leaves in it.
+
+    Raises:
+        ModelError: Not an ONNX file of ours.
+    """
+    content = path.read_bytes()
+    if VERIFIED_KEY.encode() in content:
+        proto = read_onnx(path).proto
+        kept = [prop for prop in proto.metadata_props if prop.key != VERIFIED_KEY]
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(kept)
+        content = proto.SerializeToString()
+    return hashlib.sha256(content).hexdigest()
+
+
 def _require_described(proto: ModelProto, spec: ModelSpec, path: Path) -> None:
     """Refuse a graph whose types or number of classes are not those of its description."""
     for value in (*proto.graph.input, *proto.graph.output):
@@ -105,8 +123,13 @@ def _refuse_unsafe(proto: ModelProto, path: Path) -> None:
 
 
 def _precision(proto: ModelProto) -> str:
+    if any(node.op_type == "QuantizeLinear" for node in proto.graph.node):
+        return "int8"
     types = {weight.name: weight.data_type for weight in proto.graph.initializer}
-    kernels = [types.get(n.input[1]) for n in proto.graph.node if n.op_type in WEIGHTED]
+    layers = [node for node in proto.graph.node if node.op_type in WEIGHTED]
+    # The head may be float32 in an FP16 file; a head alone is what its matrix is.
+    layers = [node for node in layers if node.op_type == "Conv"] or layers
+    kernels = [types.get(node.input[1]) for node in layers]
     return "fp16" if kernels and set(kernels) == {TensorProto.FLOAT16} else "fp32"
 
 
@@ -125,15 +148,25 @@ def keep_outputs(proto: ModelProto, outputs: tuple[str, ...]) -> ModelProto:
     return part
 
 
-def to_half(proto: ModelProto) -> ModelProto:
+def to_half(proto: ModelProto, *, fp32_head: bool = False) -> ModelProto:
     """The same model with everything after normalisation in FP16; types lie in the graph.
 
     Image, labels, logits and scores keep their types; normalisation stays float32. Batch norm must
     be folded already, in float32: folding in half precision costs accuracy.
 
+    Args:
+        proto: In float32.
+        fp32_head: Compute what follows the scores in float32: upsampling and arg-max.
+
     Raises:
-        ModelError: A weight lies outside the range of FP16, or the graph does not fit together.
+        ModelError: A weight lies outside the range of FP16, the graph does not fit together, or it
+            has no scores that a head could follow.
     """
+    if fp32_head and not any("scores" in node.output for node in proto.graph.node):
+        raise ModelError(
+            "This network has no scores, so that there is no head to keep in float32.",
+            "Leave --fp32-head away.",
+        )
     half = ModelProto()
     half.CopyFrom(proto)
     graph = half.graph
@@ -157,10 +190,11 @@ def to_half(proto: ModelProto) -> ModelProto:
             elif name in inside:
                 node.input[position] = _half(name)
         for position, name in enumerate(produced):
-            inside.add(name)
+            if not (fp32_head and name == "scores"):
+                inside.add(name)
             node.output[position] = _half(name)
         nodes.append(node)
-        shown = outputs & set(produced)
+        shown = (outputs | ({"scores"} if fp32_head else set())) & set(produced)
         nodes.extend(_cast(_half(name), name, TensorProto.FLOAT) for name in shown)
     _cut_at_scores(nodes)
     del graph.node[:], graph.value_info[:]
@@ -183,16 +217,23 @@ def _cast(source: str, target: str, to: int) -> NodeProto:
     return onnx.helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=to)
 
 
+_HEAD_INPUT = "scores_fp16_again"
+
+
+def has_half_head(proto: ModelProto) -> bool:
+    """Whether what follows the scores computes in FP16."""
+    return any(_HEAD_INPUT in node.output for node in proto.graph.node)
+
+
 def _cut_at_scores(nodes: list[NodeProto]) -> None:
     """Let the upsampling read the float32 scores, so that what reads them can be a model too."""
     inner, outer = _half("scores"), "scores"
     readers = [n for n in nodes if n.op_type != "Cast" and inner in n.input]
     if not readers or not any(outer in n.output for n in nodes):
         return
-    again = f"{inner}_again"
     for node in readers:
-        node.input[:] = [again if name == inner else name for name in node.input]
-    nodes.insert(nodes.index(readers[0]), _cast(outer, again, TensorProto.FLOAT16))
+        node.input[:] = [_HEAD_INPUT if name == inner else name for name in node.input]
+    nodes.insert(nodes.index(readers[0]), _cast(outer, _HEAD_INPUT, TensorProto.FLOAT16))
 
 
 def _halve(weight: TensorProto) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from fcn_deploy.onnx_file import OnnxModel, keep_outputs
+from fcn_deploy.onnx_file import OnnxModel, has_half_head, keep_outputs
 from fcn_deploy.onnx_upsampling import head_of, upsampling_of
 from fcn_deploy.passport import HEAD, TRUNK, WHOLE, Profile
 from fcn_deploy.recipe import Shapes
@@ -59,7 +59,7 @@ def parts_of(typed: OnnxModel, profiles: tuple[Shapes, ...]) -> tuple[GraphPart,
     if upsampling is None or "labels" not in typed.outputs:
         return (GraphPart(WHOLE, typed.proto, INPUT, step, tuple(images)),)
     whole, trunk = (keep_outputs(typed.proto, (name,)) for name in ("labels", "scores"))
-    head = head_of(upsampling, half=typed.precision == "fp16")
+    head = head_of(upsampling, half=has_half_head(typed.proto))
     return (
         GraphPart(WHOLE, whole, INPUT, step, tuple(images)),
         GraphPart(TRUNK, trunk, INPUT, step, tuple(crops)),

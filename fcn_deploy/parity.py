@@ -32,7 +32,12 @@ class Tolerance:
 
 
 # Twice the logit error: two classes can each move by it, and only a closer race can then flip.
-TOLERANCES = {"fp32": Tolerance(1e-4, 2e-4), "fp16": Tolerance(5e-3, 1e-2)}
+TOLERANCES = {
+    "fp32": Tolerance(1e-4, 2e-4),
+    "fp16": Tolerance(5e-3, 1e-2),
+    # What eight bits cost is judged by labels and IoU; this is for what is broken.
+    "int8": Tolerance(0.25, 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,7 @@ def compare(
         low, high = min(low, float(wanted.min())), max(high, float(wanted.max()))
         # np.maximum, not max: it keeps NaN.
         error = float(np.maximum(error, np.abs(wanted - got).max()))
-        doubtful.append(_margins(wanted)[~same])
+        doubtful.append(margins_of(wanted)[~same])
     span = high - low if pixels else 0.0
     flips = sum(int((margins > allowed.margin * span).sum()) for margins in doubtful)
     return ParityReport(
@@ -165,7 +170,7 @@ def compare(
     )
 
 
-def _margins(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def margins_of(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Best minus second-best logit of (N, C, H, W): (N, H, W)."""
     if logits.shape[1] == 1:
         return np.full((logits.shape[0], *logits.shape[2:]), np.inf, np.float32)

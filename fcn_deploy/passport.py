@@ -97,7 +97,7 @@ class Passport:
         parts: Its files, by role: ``whole``, and ``trunk``, ``head``, ``upsampling`` where the
             model can be merged as scores.
         source: Name of the ONNX file that it was built from.
-        source_sha256: Of its bytes.
+        source_sha256: Of its bytes, but for the stamp of a verification.
         flavour: ``tensorrt`` or ``rtx``.
         version: Of the flavour's library.
         targets: Compute capabilities it was built for, such as ``sm86``; ``portable`` where the
@@ -108,6 +108,7 @@ class Passport:
         spec: The model's description.
         halo: Pixels of a crop's border that what lies beyond it would change; ``None``: not known.
         border: What the upsampling sees beyond the scores.
+        verified: What ``fcn-deploy verify`` found; ``None`` before that.
     """
 
     parts: Mapping[str, Part]
@@ -122,6 +123,7 @@ class Passport:
     spec: ModelSpec
     halo: int | None = None
     border: Border = "zeros"
+    verified: dict[str, Any] | None = None
 
     @property
     def profiles(self) -> tuple[Profile, ...]:

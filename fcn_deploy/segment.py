@@ -242,8 +242,7 @@ class Segmenter:
         else:
             computed = ahead(self.backend.stream_scores(crops), depth=2)
             scores = threads.enter_context(closing(computed))
-        bands = merge_scores(grid, scores, upsampling, wanted=wanted, blend=blend)
-        return bands if len(grid) == 1 else _on_one_core(bands)
+        return _on_one_core(merge_scores(grid, scores, upsampling, wanted=wanted, blend=blend))
 
     def _decided(self, crops: Iterator[NDArray[np.uint8]], grid: CropGrid) -> Iterator[Band]:
         height, width = grid.image_hw
@@ -291,7 +290,8 @@ def _blocks(source: RowSource, grid: CropGrid) -> Iterator[NDArray[np.uint8]]:
 def _on_one_core(bands: Iterator[Band]) -> Iterator[Band]:
     """Keep matrix products to this thread: the other cores are busy with crops.
 
-    Threads of a BLAS that wait for each other on busy cores took twice as long.
+    Threads of a BLAS that wait for each other on busy cores took twice as long. After a single crop
+    it is the runtime's own threads that keep spinning for a while, which cost a seventh.
     """
     blas = ThreadpoolController().select(user_api="blas")
     while True:

@@ -19,6 +19,9 @@ SPEC_KEY = "fcn_deploy.spec"
 PARITY_KEY = "fcn_deploy.parity"
 """Where the result of the comparison with eager PyTorch lies in ONNX ``metadata_props``."""
 
+VERIFIED_KEY = "fcn_deploy.verified"
+"""Where the result of ``fcn-deploy verify`` lies in ONNX ``metadata_props``."""
+
 SOURCE_KEY = "fcn_deploy.source"
 """Where name and SHA-256 of the checkpoint lie that an ONNX file was exported from."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,6 +167,17 @@ class Backend(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class ComputesBoth(Protocol):
+    """A backend that gets labels and logits out of one run."""
+
+    def labels_and_logits(
+        self, crops: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Labels uint8 (N, H, W) and logits float32 (N, C, H, W), both as the network decides."""
+        ...
 
 
 def check_finite(values: NDArray[np.float32], where: str) -> None:

@@ -22,7 +22,8 @@ except ImportError as error:
     raise MissingExtraError("torch", "train") from error
 
 from fcn_deploy.training.checkpoint import load_network
-from fcn_deploy.training.network import BYTES_PER_PIXEL, FCN, Deployed
+from fcn_deploy.training.folding import folded
+from fcn_deploy.training.network import BYTES_PER_PIXEL, FCN, Deployed, HalfDeployed
 from fcn_deploy.training.reach import reach_of_network
 
 
@@ -51,16 +52,20 @@ class EagerBackend:
     name = "eager"
     labels_on_device = True  # the reference decides by its own layers
 
-    def __init__(self, network: FCN, spec: ModelSpec, device: torch.device) -> None:
+    def __init__(
+        self, network: FCN, spec: ModelSpec, device: torch.device, *, half: bool = False
+    ) -> None:
         self.spec = spec
         self.provider = str(device)
-        self.precision = "fp32"
+        self.precision = "fp16" if half else "fp32"
         self.limits = ShapeLimits(step=spec.output_stride)
         # As of the exported graph, so that both cut images alike. PyTorch computes one crop at a
         # time, in about the memory of two.
         self.footprint = Footprint(BYTES_PER_PIXEL[spec.backbone], CROPS_AT_ONCE)
         self._device = device
-        self._model = Deployed(network, spec).to(device)
+        # Half precision is of a copy: the arithmetic that FP16 files and engines are meant to have.
+        model = HalfDeployed(folded(network).half(), spec) if half else Deployed(network, spec)
+        self._model = model.to(device)
 
     @property
     def upsampling(self) -> Upsampling:
@@ -106,6 +111,13 @@ class EagerBackend:
         """Class scores per pixel: float32 (N, C, H, W)."""
         return np.asarray(self._run(crops)[1].cpu().numpy(), np.float32)
 
+    def labels_and_logits(
+        self, crops: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Both, of one run."""
+        labels, logits, _ = self._run(crops)
+        return np.asarray(labels.cpu().numpy(), np.uint8), np.asarray(logits.cpu().numpy())
+
     def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""
         return np.asarray(self._run(crops)[2].cpu().numpy(), np.float32)
@@ -130,12 +142,17 @@ class EagerBackend:
         self.close()
 
 
-def open_eager(path: Path, provider: str = "auto") -> EagerBackend:
+def open_eager(path: Path, provider: str = "auto", *, half: bool = False) -> EagerBackend:
     """Load a checkpoint; ``provider`` is a PyTorch device.
+
+    Args:
+        path: Of the checkpoint.
+        provider: ``cpu``, ``cuda``, ..., or ``auto``.
+        half: Compute in half precision after normalisation, batch norm folded in float32.
 
     Raises:
         ModelError: Not a usable checkpoint.
         DeviceError: There is no such device.
     """
     network, spec = load_network(path)
-    return EagerBackend(network, spec, pick_device(provider))
+    return EagerBackend(network, spec, pick_device(provider), half=half)

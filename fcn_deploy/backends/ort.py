@@ -163,6 +163,9 @@ class OrtBackend:
         return self._run_session(self._runner(self._with_scores(output)), crops)
 
     def _run_session(self, run: Run, crops: NDArray[np.uint8]) -> Any:
+        return self._results(run, crops)[0]
+
+    def _results(self, run: Run, crops: NDArray[np.uint8]) -> Any:
         self.limits.check(crops.shape)
         try:
             results = run(np.ascontiguousarray(crops))
@@ -170,7 +173,7 @@ class OrtBackend:
             raise run_failure(error, crops.shape, self.provider) from error
         if results[-1].dtype == np.float32:
             check_finite(results[-1], f"ONNX Runtime with {self._path.name}")
-        return results[0]
+        return results
 
     def labels(self, crops: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Most likely class per pixel: uint8 (N, H, W)."""
@@ -181,6 +184,19 @@ class OrtBackend:
     def logits(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Class scores per pixel: float32 (N, C, H, W)."""
         return np.asarray(self._run("logits", crops), np.float32)
+
+    def labels_and_logits(
+        self, crops: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Both, of one run.
+
+        Raises:
+            ModelError: The file does not return logits.
+        """
+        if not {"labels", "logits"} <= set(self._model.outputs):
+            return self.labels(crops), self.logits(crops)
+        labels, logits = self._results(self._runner(("labels", "logits")), crops)
+        return np.asarray(labels, np.uint8), np.asarray(logits, np.float32)
 
     def scores(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What enters the last transposed convolution: float32 (N, C, H/s, W/s)."""

@@ -11,14 +11,17 @@ import typer
 from typer.core import TyperGroup
 
 from fcn_deploy import __version__
+from fcn_deploy.cli.benchmark import benchmark
 from fcn_deploy.cli.build_engine import build_engine
 from fcn_deploy.cli.console import NoteHandler, printable
 from fcn_deploy.cli.doctor import doctor
 from fcn_deploy.cli.evaluate import evaluate
 from fcn_deploy.cli.export import export
 from fcn_deploy.cli.info import info
+from fcn_deploy.cli.report import report
 from fcn_deploy.cli.segment import segment
 from fcn_deploy.cli.train import train
+from fcn_deploy.cli.verify import verify
 from fcn_deploy.errors import FcnDeployError
 
 HELP = """From labelled images to a verified FP16 TensorRT engine, and to masks of any size.
@@ -93,7 +96,18 @@ def _root(
         logger.addHandler(NoteHandler(logging.WARNING))
 
 
-for command in (train, evaluate, export, build_engine, segment, info, doctor):
+for command in (
+    train,
+    evaluate,
+    export,
+    verify,
+    build_engine,
+    segment,
+    info,
+    doctor,
+    benchmark,
+    report,
+):
     app.command(name=command.__name__.replace("_", "-"))(command)
 
 

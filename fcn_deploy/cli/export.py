@@ -10,6 +10,8 @@ import typer
 
 from fcn_deploy.artifacts import ONNX, ONNX_FP16, find_model
 from fcn_deploy.cli.console import named, note, placed, recorded_data, relative
+from fcn_deploy.cli.int8 import Int8Settings, export_int8
+from fcn_deploy.errors import UsageError
 from fcn_deploy.spec import OUTPUTS
 
 if TYPE_CHECKING:
@@ -35,6 +37,34 @@ def export(
     fp16: Annotated[
         bool, typer.Option("--fp16", help="Compute in half precision after normalisation.")
     ] = False,
+    fp32_head: Annotated[
+        bool,
+        typer.Option(
+            "--fp32-head", help="With --fp16: keep the upsampling and arg-max in float32."
+        ),
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Quantise the body to INT8; layers that hurt stay in float32."),
+    ] = False,
+    runtime: Annotated[
+        str,
+        typer.Option("--for", help="With --int8: ort (fast on CPUs), or tensorrt (experimental)."),
+    ] = "ort",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --int8: images to observe ranges on.  [default: training images of the run]",
+            show_default=False,
+        ),
+    ] = None,
+    max_miou_drop: Annotated[
+        float,
+        typer.Option(
+            "--max-miou-drop", min=0, max=1, help="With --int8: most that the mean IoU may fall by."
+        ),
+    ] = 0.005,
     outputs: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +102,22 @@ def export(
     comparison fails, nothing is written and the exit code is 6. Weights without a description are
     recognised by their names and shapes: of our own networks, and of torchvision's FCNs (multiples
     of 8).
+
+    INT8 is judged on the validation images of the run, or on --images: layers are kept in float32,
+    those that hurt most first, until the mean IoU falls by no more than --max-miou-drop (without
+    masks: until 97% of the labels are those of float32). It takes an ONNX file as well.
     """
+    if int8:
+        if fp16 or fp32_head or outputs is not None or no_verify:
+            raise UsageError(
+                "--int8 does not go with --fp16, --fp32-head, --outputs or --no-verify.",
+                "INT8 keeps its head in float32, has all outputs, and is always verified.",
+            )
+        settings = Int8Settings(runtime, calibrate, images, max_miou_drop, opset)
+        export_int8(checkpoint, out, settings)
+        return
+    if fp32_head and not fp16:
+        raise UsageError("--fp32-head is for --fp16: without it, everything is float32.")
     from fcn_deploy.classes import read_class_file
     from fcn_deploy.training.to_onnx import export_onnx
 
@@ -86,6 +131,7 @@ def export(
         target,
         crops=None if no_verify else crops_to_verify_on(source, images),
         fp16=fp16,
+        fp32_head=fp32_head,
         outputs=None if outputs is None else named(outputs, OUTPUTS, "--outputs"),
         opset=opset,
         classes=None if classes is None else read_class_file(classes),

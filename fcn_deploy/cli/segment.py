@@ -28,8 +28,11 @@ from fcn_deploy.cli.console import (
     relative,
     write_json,
 )
+from fcn_deploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from fcn_deploy.batch import ItemReport
+    from fcn_deploy.spec import ModelSpec
     from fcn_deploy.tiling import CropGrid
 
 FAILED_SHOWN = 10
@@ -87,6 +90,14 @@ def segment(
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write what became of each image as JSON."),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html",
+            help="Write a page of the first images, whose masks can be drawn aside.",
+        ),
+    ] = None,
 ) -> None:
     """Segment whole images of any size into masks.
 
@@ -97,7 +108,7 @@ def segment(
     probabilities and polygons lie beside them. Images that cannot be read are listed and do not
     stop the others (exit 3).
     """
-    from fcn_deploy.batch import ItemReport, segment_items
+    from fcn_deploy.batch import segment_items
     from fcn_deploy.items import Item, list_items
     from fcn_deploy.outputs import KINDS, MASK_FORMATS
 
@@ -108,6 +119,8 @@ def segment(
     kinds = named(save, KINDS, "--save")
     written = one_of(mask_format, MASK_FORMATS, "--mask-format")
     tiling = parse_tiling(tile, overlap, halo, blend, max_memory)
+    if page is not None:
+        _require_page(page, kinds)
     items = list_items(source, out)
     require_writable(out)
     path, loaded = open_model(
@@ -163,6 +176,9 @@ def segment(
             "images": [report.as_dict() for report in reports],
         },
     )
+    if page is not None:
+        by = f"{path.name} on {running.name} ({running.provider}), {running.precision}"
+        _write_page(page, reports, segmenter.spec, by, max_pixels)
     for report in failed[:FAILED_SHOWN]:
         note(f"Failed: {report.error}")
     if len(failed) > FAILED_SHOWN:
@@ -170,6 +186,34 @@ def segment(
     note(f"{len(reports) - len(failed)} of {len(reports)} images segmented into {relative(out)}")
     if failed:
         raise typer.Exit(3)
+
+
+def _require_page(page: Path, kinds: tuple[str, ...]) -> None:
+    """Find out before the work that no page could be written after it.
+
+    Raises:
+        UsageError: No masks are saved, of which it is made.
+        MissingExtraError: What it is made with is not installed.
+        EnvironmentFault: It cannot be written there.
+    """
+    from fcn_deploy.pages.page import require_packages
+
+    if "mask" not in kinds:
+        raise UsageError("--report shows masks, which --save leaves out.", "Add: --save mask")
+    require_packages("jinja2")
+    require_writable(page.parent)
+
+
+def _write_page(
+    page: Path, reports: list[ItemReport], spec: ModelSpec, model: str, max_pixels: int
+) -> None:
+    from datetime import datetime, timezone
+
+    from fcn_deploy.pages.gallery import write_gallery_page
+
+    today = datetime.now(timezone.utc).date().isoformat()
+    write_gallery_page(page, reports, spec, model=model, made=today, max_pixels=max_pixels)
+    note(f"Wrote {relative(page)}")
 
 
 def chosen(grid: CropGrid) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_deploy.artifacts import sha256
 from fcn_deploy.backends.tensorrt_flavour import (
     Flavour,
     device_capability,
@@ -19,7 +18,7 @@ from fcn_deploy.backends.tensorrt_flavour import (
 )
 from fcn_deploy.engine.configure import configure, require_offered
 from fcn_deploy.engine.network import parse
-from fcn_deploy.engine.proof import prove, require_fp16
+from fcn_deploy.engine.proof import meant_half, prove, require_fp16
 from fcn_deploy.engine.run_builder import run_builder
 from fcn_deploy.engine.timing_cache import (
     keep_timing_cache,
@@ -28,7 +27,8 @@ from fcn_deploy.engine.timing_cache import (
 )
 from fcn_deploy.engine_files import part_path, write_engine
 from fcn_deploy.errors import ModelError
-from fcn_deploy.onnx_file import OnnxModel, read_onnx, to_half
+from fcn_deploy.half_range import require_range
+from fcn_deploy.onnx_file import OnnxModel, identity, read_onnx, to_half
 from fcn_deploy.onnx_parts import GraphPart, parts_of, upsampling_bytes, upsampling_of_scores
 from fcn_deploy.parity import ParityReport, compare
 from fcn_deploy.passport import HEAD, UPSAMPLING, WHOLE, Part, Passport, Precision
@@ -80,7 +80,7 @@ def build_engine(
     require_offered(flavour, options)
     typed = _typed(model, fp16=options.fp16)
     parity = None if crops is None else _verify(model, typed, crops)
-    digest = sha256(source)
+    digest = identity(source)
     timing = None
     if cache is not None and options.timing_cache and not flavour.is_rtx:
         timing = timing_cache_path(cache, flavour, require_gpu())
@@ -90,7 +90,7 @@ def build_engine(
     for part in parts:
         name = PlanName(part.role, typed.precision, digest, model.spec)
         built = _build(flavour, part, source, name, _for(part, options), timing, on_progress)
-        if options.fp16:
+        if options.fp16 and meant_half(part.proto):
             require_fp16(built.precision, part.role)
         contents[part.role], precisions[part.role] = built.content, built.precision
     upsampling = upsampling_of_scores(typed)
@@ -176,6 +176,8 @@ def _verify(
 ) -> ParityReport | None:
     if typed is source or "logits" not in source.outputs:
         return None  # nothing was changed, or nothing can be compared
+    crops = list(crops)
+    require_range(source.proto, crops)
     from fcn_deploy.backends.ort import OrtBackend  # a build without comparison does not need it
 
     with (

@@ -40,14 +40,17 @@ def prove(flavour: Flavour, parsed: Network, part: GraphPart, plan: bytes) -> Pr
     # TensorRT may store weights in an order of its own, so that absence proves nothing; the
     # presence of float32 weights, or a plan too large for halves, would prove the contrary.
     total = sum(weight.size for weight in _kernels(part.proto))
-    sound = half == layers and fp32 == 0 and len(plan) < 3 * total + _OVERHEAD_BYTES
+    weighted = sum(node.op_type in WEIGHTED for node in part.proto.graph.node)
+    meant = meant_half(part.proto)  # fewer than all where a graph keeps its head in float32
+    wanted = layers if meant == weighted else meant
+    sound = half == wanted and half > 0 and fp32 == 0 and len(plan) < 3 * total + _OVERHEAD_BYTES
     found = fp16 > 0.5 or not flavour.is_rtx or not _kernels(part.proto, ("Conv",))
     kernels = _read_back(flavour, plan)
     if kernels is not None and kernels.get("float32 products"):
         sound = False
     hw = part.profiles[0].opt[1:]
     return Precision(
-        "fp16" if layers and sound and found else "fp32",
+        "fp16" if sound and found else "fp32",
         half,
         layers,
         round(fp16_share(part.proto, hw), 4),
@@ -55,6 +58,13 @@ def prove(flavour: Flavour, parsed: Network, part: GraphPart, plan: bytes) -> Pr
         round(fp32, 4),
         kernels,
     )
+
+
+def meant_half(proto: ModelProto) -> int:
+    """Layers with weights that a typed graph has in FP16."""
+    halves = {w.name for w in proto.graph.initializer if w.data_type == TensorProto.FLOAT16}
+    layers = [node for node in proto.graph.node if node.op_type in WEIGHTED]
+    return sum(node.input[1] in halves for node in layers)
 
 
 def require_fp16(precision: Precision, role: str) -> None:

@@ -182,6 +182,19 @@ class Deployed(Normalising):
         return decided(logits), logits, scores
 
 
+class HalfDeployed(Deployed):
+    """The same in half precision after normalisation, as FP16 files and engines compute.
+
+    The network's weights must be in half precision already.
+    """
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :class:`Deployed`; logits and scores are float32 again."""
+        scores = self.network.scores(self.normalise(image).half())
+        logits = self.network.upsample(scores).float()
+        return decided(logits), logits, scores.float()
+
+
 def decided(logits: Tensor) -> Tensor:
     """Labels uint8 (N, H, W) of logits (N, C, H, W)."""
     # By way of float: TensorRT makes uint8 outputs only from floating point.

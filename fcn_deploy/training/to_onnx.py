@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable
 from itertools import chain
@@ -16,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fcn_deploy.artifacts import sha256, write_atomically
 from fcn_deploy.backends.eager import EagerBackend
 from fcn_deploy.classes import Classes
 from fcn_deploy.errors import UsageError
+from fcn_deploy.half_range import require_range
 from fcn_deploy.onnx_file import OnnxModel, keep_outputs, to_half
 from fcn_deploy.onnx_upsampling import to_matrix_form
 from fcn_deploy.parity import ParityReport, Reference, compare, generated_crops
 from fcn_deploy.spec import OUTPUTS, PARITY_KEY, SOURCE_KEY, SPEC_KEY, ModelSpec
+from fcn_deploy.training.folding import folded
 from fcn_deploy.training.foreign import EagerModule, described_as_custom, graph_of, settled
 from fcn_deploy.training.network import FCN, Deployed
 from fcn_deploy.training.plain_weights import open_network
@@ -44,6 +44,7 @@ def export_onnx(
     *,
     crops: Iterable[NDArray[np.uint8]] | None,
     fp16: bool = False,
+    fp32_head: bool = False,
     outputs: tuple[str, ...] | None = None,
     opset: int = OPSETS[0],
     classes: Classes | None = None,
@@ -61,6 +62,7 @@ def export_onnx(
         path: Where to write; nothing is left there if the comparison fails.
         crops: Batches (N, H, W, 3) uint8 to compare on; ``None`` skips the comparison.
         fp16: Compute in half precision after normalisation.
+        fp32_head: With ``fp16``, compute what follows the scores in float32.
         outputs: Some of ``labels``, ``logits`` and ``scores``, in this order in the file; ``None``
             for all.
         opset: ONNX operator set.
@@ -80,7 +82,15 @@ def export_onnx(
     if checkpoint is not None:
         source = {"name": checkpoint.name, "sha256": sha256(checkpoint)}
     return export_network(
-        network, spec, path, crops=crops, fp16=fp16, outputs=outputs, opset=opset, source=source
+        network,
+        spec,
+        path,
+        crops=crops,
+        fp16=fp16,
+        fp32_head=fp32_head,
+        outputs=outputs,
+        opset=opset,
+        source=source,
     )
 
 
@@ -91,6 +101,7 @@ def export_module(
     *,
     crops: Iterable[NDArray[np.uint8]] | None = None,
     fp16: bool = False,
+    fp32_head: bool = False,
     outputs: tuple[str, ...] | None = None,
     opset: int = OPSETS[0],
 ) -> ParityReport:
@@ -109,6 +120,7 @@ def export_module(
         path: Where to write; nothing is left there if the comparison fails.
         crops: Batches (N, H, W, 3) uint8 to compare on; ``None`` for generated textures.
         fp16: Compute in half precision after normalisation.
+        fp32_head: With ``fp16``, compute what follows the scores in float32.
         outputs: Some of ``labels``, ``logits`` and ``scores``; ``None`` for all that there can be.
         opset: ONNX operator set.
 
@@ -128,6 +140,7 @@ def export_module(
         # Of sizes that images have, whatever the stride: forward may branch on them.
         crops=generated_crops(step=-(-_USUAL_STRIDE // step) * step) if crops is None else crops,
         fp16=fp16,
+        fp32_head=fp32_head,
         outputs=outputs,
         opset=opset,
     )
@@ -142,6 +155,7 @@ def export_network(
     *,
     crops: Iterable[NDArray[np.uint8]] | None,
     fp16: bool,
+    fp32_head: bool,
     outputs: tuple[str, ...] | None,
     opset: int,
     source: dict[str, str] | None = None,
@@ -165,7 +179,10 @@ def export_network(
             f"It has {', '.join(there)}.",
         )
     if fp16:
-        proto = to_half(proto)
+        crops = list(crops) if crops is not None else None
+        if crops:
+            require_range(proto, crops)
+        proto = to_half(proto, fp32_head=fp32_head)
     report = None
     if crops is not None:
         report = _verify(reference, spec, proto, crops, "fp16" if fp16 else "fp32")
@@ -214,25 +231,9 @@ def _verify(
 
 
 def _to_proto(network: FCN, spec: ModelSpec, opset: int) -> ModelProto:
-    folded = copy.deepcopy(network).eval()
-    fold_batch_norm(folded)
-    proto = trace(Deployed(folded, spec).eval(), OUTPUTS, spec.output_stride, opset)
+    proto = trace(Deployed(folded(network), spec).eval(), OUTPUTS, spec.output_stride, opset)
     _name_axes(proto, spec)
     return to_matrix_form(proto)
-
-
-def fold_batch_norm(module: nn.Module) -> None:
-    """Fold every batch norm into the convolution registered just before it, in place, in float32.
-
-    In a ResNet a convolution's batch norm always follows it; parity would tell if it did not.
-    """
-    previous: tuple[str, nn.Conv2d] | None = None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and previous is not None:
-            module.register_module(previous[0], fuse_conv_bn_eval(previous[1], child))
-            module.register_module(name, nn.Identity())
-        previous = (name, child) if isinstance(child, nn.Conv2d) else None
-        fold_batch_norm(child)
 
 
 def _name_axes(proto: ModelProto, spec: ModelSpec) -> None:

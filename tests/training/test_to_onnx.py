@@ -23,8 +23,9 @@ from fcn_deploy.spec import PARITY_KEY, SPEC_KEY, ModelSpec, voc_palette
 from fcn_deploy.tiling_options import Tiling
 from fcn_deploy.training import to_onnx
 from fcn_deploy.training.checkpoint import Checkpoint, load_network, save_checkpoint
+from fcn_deploy.training.folding import fold_batch_norm
 from fcn_deploy.training.network import BYTES_PER_PIXEL, SCORE_STRIDE, build_network
-from fcn_deploy.training.to_onnx import export_onnx, fold_batch_norm
+from fcn_deploy.training.to_onnx import export_onnx
 from fcn_deploy.upsample import window_matrix
 
 
