@@ -29,7 +29,8 @@ CALLS = commands(README) + commands(MAKEFILE)
 
 def test_the_calls_were_found() -> None:
     names = {call[1] for call in CALLS}
-    commands_shown = {"train", "evaluate", "export", "build-engine", "segment", "info", "doctor"}
+    commands_shown = {"train", "evaluate", "export", "verify", "build-engine", "segment", "info"}
+    commands_shown |= {"benchmark", "report", "doctor"}
     assert names == commands_shown
 
 

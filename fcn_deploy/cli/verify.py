@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
@@ -26,6 +26,7 @@ from fcn_deploy.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
     from fcn_deploy.verify import Rung, Verification
+    from fcn_deploy.verify.inputs import Batch
     from fcn_deploy.verify.opening import Ladder
     from fcn_deploy.verify.whole_images import Images
 
@@ -77,6 +78,10 @@ def verify(
     batches: Annotated[
         str, typer.Option(metavar="N,...", help="How many of them at once.")
     ] = "1,2,4",
+    rounds: Annotated[
+        int,
+        typer.Option(min=1, help="How often, with other real crops each time: 12 are 504 crops."),
+    ] = 1,
     min_agreement: Annotated[
         float | None,
         typer.Option(
@@ -130,6 +135,7 @@ def verify(
 
     The result goes into the artifact (fcn-deploy info shows it) and to verify.json beside it.
     """
+    from fcn_deploy.verify.inputs import batches_of
     from fcn_deploy.verify.opening import open_ladder, reference_for
 
     files, explicit = _artifacts(artifacts or [])
@@ -153,7 +159,7 @@ def verify(
         result = _climb(
             ladder,
             pictures,
-            (sizes, counts, seed),
+            batches_of(pictures.files(), sizes, counts, rounds=rounds, seed=seed),
             (min_agreement, max_miou_drop),
             lambda what: bar.update(task, advance=1, facts=what),
         )
@@ -232,7 +238,7 @@ def _images(
 def _climb(
     ladder: Ladder,
     images: Images,
-    crops: tuple[Sequence[tuple[int, int]], Sequence[int], int],
+    batches: Iterable[Batch],
     limits: tuple[float | None, float | None],
     on_step: Any,
 ) -> Verification:
@@ -240,13 +246,11 @@ def _climb(
     from fcn_deploy.benchmark.machine import machine_of, versions
     from fcn_deploy.verify import Verification
     from fcn_deploy.verify import verify as climb
-    from fcn_deploy.verify.inputs import batches_of
 
-    shapes, counts, seed = crops
-    rungs = climb(
+    found = climb(
         ladder.reference,
         ladder.candidates,
-        batches_of(images.files(), shapes, counts, seed=seed),
+        batches,
         images,
         min_agreement=limits[0],
         max_miou_drop=limits[1],
@@ -259,8 +263,14 @@ def _climb(
         "provider": ladder.reference.provider,
     }
     named = {"min_agreement": limits[0], "max_miou_drop": limits[1]}
-    about = {"date": date.today().isoformat(), "machine": machine_of(), "versions": versions()}
-    return Verification(reference, images.as_dict(), named, rungs, about)
+    about = {
+        "date": date.today().isoformat(),
+        "seconds": round(found.seconds, 1),
+        "inference_seconds": round(found.inference_seconds, 1),
+        "machine": machine_of(),
+        "versions": versions(),
+    }
+    return Verification(reference, images.as_dict(), named, found.rungs, about)
 
 
 def _bisected(

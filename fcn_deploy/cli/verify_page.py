@@ -34,7 +34,9 @@ def show(result: Verification) -> None:
     typer.echo(
         printable(
             f"{verdict}: against {result.reference['file']} (eager PyTorch, float32) on {crops} "
-            f"crops and {images} images. Errors are shares of the range of the logits."
+            f"crops and {images} images. Errors are shares of the range of the logits.\n"
+            f"{result.about['seconds']:.0f} s, of which the networks took "
+            f"{result.about['inference_seconds']:.0f} s."
         )
     )
 

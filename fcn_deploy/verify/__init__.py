@@ -8,7 +8,7 @@ how close the race of the two best classes was), and on whole images through til
 
 from __future__ import annotations
 
-from fcn_deploy.verify.ladder import Candidate, verify
+from fcn_deploy.verify.ladder import Candidate, Findings, verify
 from fcn_deploy.verify.result import Rung, Verification
 
-__all__ = ["Candidate", "Rung", "Verification", "verify"]
+__all__ = ["Candidate", "Findings", "Rung", "Verification", "verify"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def batches_of(
     shapes: Sequence[tuple[int, int]],
     batches: Sequence[int],
     *,
+    rounds: int = 1,
     seed: int = 0,
 ) -> Iterator[Batch]:
     """A batch of real crops and one of random ones for each shape and batch size.
@@ -70,6 +72,7 @@ def batches_of(
         images: Where real crops are cut out of, in turn; none for random ones alone.
         shapes: Heights and widths, in pixels.
         batches: Crops at once.
+        rounds: How often, with other crops each time; random ones in the first round alone.
         seed: Of the places of crops and of what is random.
 
     Yields:
@@ -79,20 +82,16 @@ def batches_of(
         DataError: An image cannot be read.
     """
     random = np.random.default_rng(seed)
-    number = 0
-    for height, width in shapes:
-        for count in batches:
-            if images:
-                crops = []
-                for _ in range(count):
-                    crops.append(
-                        cut_crop(
-                            read_or_refuse(images[number % len(images)]), (height, width), random
-                        )
-                    )
-                    number += 1
-                yield Batch(np.stack(crops), "real")
-            yield Batch(_random(count, (height, width), random), "random")
+    turn = cycle(images)
+    for turns in range(rounds):
+        for height, width in shapes:
+            for count in batches:
+                if images:
+                    pictures = [read_or_refuse(path) for path in islice(turn, count)]
+                    crops = [cut_crop(image, (height, width), random) for image in pictures]
+                    yield Batch(np.stack(crops), "real")
+                if turns == 0:
+                    yield Batch(_random(count, (height, width), random), "random")
 
 
 def calibration_crops(images: Sequence[Path], step: int, *, most: int = 32) -> list[Pixels]:

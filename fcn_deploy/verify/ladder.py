@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,34 @@ class Candidate:
     precision: str | None = None
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What was found, and how long it took.
+
+    Attributes:
+        rungs: One for each candidate, in their order.
+        seconds: Of all of it.
+        inference_seconds: Of the reference's and the candidates' networks, with their tiling.
+    """
+
+    rungs: tuple[Rung, ...]
+    seconds: float
+    inference_seconds: float
+
+
+class _Stopwatch:
+    """Adds up the time that is spent inside of ``with``."""
+
+    def __init__(self) -> None:
+        self.seconds, self._since = 0.0, 0.0
+
+    def __enter__(self) -> None:
+        self._since = perf_counter()
+
+    def __exit__(self, *_error: object) -> None:
+        self.seconds += perf_counter() - self._since
+
+
 @dataclass
 class _Climb:
     """What is found out about one candidate on the way."""
@@ -66,9 +95,12 @@ class _Climb:
     has_logits: bool = True
     worst: tuple[float, str, Pixels, Pixels, Pixels, CropGrid] | None = None
 
-    def compare(self, batch: Batch, wanted: NDArray[np.float32], margins: Any) -> None:
+    def compare(
+        self, batch: Batch, wanted: NDArray[np.float32], margins: Any, watch: _Stopwatch
+    ) -> None:
         try:
-            labels, got = self._decided(batch.crops)
+            with watch:
+                labels, got = self._decided(batch.crops)
         except ShapeError as error:
             self._note(f"Left out: {error.problem}")
             return
@@ -111,7 +143,7 @@ def verify(
     max_miou_drop: float | None = None,
     tiling: Tiling = Tiling(),
     on_step: Callable[[str], None] | None = None,
-) -> tuple[Rung, ...]:
+) -> Findings:
     """Compare everything with the reference, which computes each crop and image once.
 
     Args:
@@ -132,18 +164,20 @@ def verify(
     """
     climbs = [_Climb(c, c.backend) for c in candidates if c.backend is not None]
     sample: Batch | None = None
+    watch, start = _Stopwatch(), perf_counter()
     for batch in batches:
         if sample is None or _rather(batch, sample):
             sample = batch
-        wanted = reference.logits(batch.crops)
+        with watch:
+            wanted = reference.logits(batch.crops)
         margins = margins_of(wanted)
         for climb in climbs:
             if not climb.failures:
-                climb.compare(batch, wanted, margins)
+                climb.compare(batch, wanted, margins, watch)
         if on_step is not None:
             on_step("{}x{}".format(*batch.crops.shape[1:3]))
     images = images or Images()
-    _compare_images(reference, climbs, images, tiling, on_step)
+    _compare_images(reference, climbs, images, tiling, watch, on_step)
     noise = _noise(climbs)
     done = iter(
         [
@@ -151,7 +185,8 @@ def verify(
             for climb in climbs
         ]
     )
-    return tuple(_not_run(c) if c.backend is None else next(done) for c in candidates)
+    rungs = tuple(_not_run(c) if c.backend is None else next(done) for c in candidates)
+    return Findings(rungs, perf_counter() - start, watch.seconds)
 
 
 def _rather(batch: Batch, sample: Batch) -> bool:
@@ -165,12 +200,16 @@ def _compare_images(
     climbs: Sequence[_Climb],
     images: Images,
     tiling: Tiling,
+    watch: _Stopwatch,
     on_step: Callable[[str], None] | None,
 ) -> None:
     believed = Segmenter(reference)
     for name, image, truth in images.read():
         alive = [climb for climb in climbs if not climb.failures]
-        found = predictions(believed, [Segmenter(c.backend) for c in alive], image, tiling)
+        with watch:
+            found = list(
+                predictions(believed, [Segmenter(c.backend) for c in alive], image, tiling)
+            )
         for climb, result in zip(alive, found, strict=True):
             if isinstance(result, CheckFailedError):
                 climb.failures.append(f"{name}: {result.problem}")

@@ -82,7 +82,7 @@ def rung_of(path: Path, checkpoint: Path, photos: list[Path]) -> Rung:
     with ExitStack() as stack:
         ladder = open_ladder([path], checkpoint, stack, explicit=True, provider="cpu")
         batches = batches_of(photos, SHAPES, [1, 2])
-        return verify(ladder.reference, ladder.candidates, batches)[-1]
+        return verify(ladder.reference, ladder.candidates, batches).rungs[-1]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -178,6 +178,6 @@ def test_values_that_are_not_finite_fail_with_the_layer(
 def test_no_batch_at_all_is_no_success(toy_onnx: Path, toy_checkpoint: Path) -> None:
     with ExitStack() as stack:
         ladder = open_ladder([toy_onnx], toy_checkpoint, stack, explicit=True, provider="cpu")
-        (rung,) = verify(ladder.reference, ladder.candidates, [])
+        (rung,) = verify(ladder.reference, ladder.candidates, []).rungs
     assert rung.passed is False
     assert "Nothing was compared" in rung.problems[0]
