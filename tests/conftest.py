@@ -11,10 +11,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from fcn_deploy.backends.tensorrt_flavour import require_gpu
 from fcn_deploy.errors import FcnDeployError
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 CLASSES = """
 [[classes]]

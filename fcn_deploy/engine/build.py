@@ -18,7 +18,7 @@ from fcn_deploy.backends.tensorrt_flavour import (
 )
 from fcn_deploy.engine.configure import configure, require_offered
 from fcn_deploy.engine.network import parse
-from fcn_deploy.engine.proof import meant_half, prove, require_fp16
+from fcn_deploy.engine.proof import float32_head, prove, require_fp16
 from fcn_deploy.engine.run_builder import run_builder
 from fcn_deploy.engine.timing_cache import (
     keep_timing_cache,
@@ -90,7 +90,7 @@ def build_engine(
     for part in parts:
         name = PlanName(part.role, typed.precision, digest, model.spec)
         built = _build(flavour, part, source, name, _for(part, options), timing, on_progress)
-        if options.fp16 and meant_half(part.proto):
+        if options.fp16 and not (part.role == HEAD and float32_head(part.proto)):
             require_fp16(built.precision, part.role)
         contents[part.role], precisions[part.role] = built.content, built.precision
     upsampling = upsampling_of_scores(typed)

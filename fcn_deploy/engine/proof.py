@@ -40,10 +40,12 @@ def prove(flavour: Flavour, parsed: Network, part: GraphPart, plan: bytes) -> Pr
     # TensorRT may store weights in an order of its own, so that absence proves nothing; the
     # presence of float32 weights, or a plan too large for halves, would prove the contrary.
     total = sum(weight.size for weight in _kernels(part.proto))
-    weighted = sum(node.op_type in WEIGHTED for node in part.proto.graph.node)
-    meant = meant_half(part.proto)  # fewer than all where a graph keeps its head in float32
-    wanted = layers if meant == weighted else meant
-    sound = half == wanted and half > 0 and fp32 == 0 and len(plan) < 3 * total + _OVERHEAD_BYTES
+    sound = (
+        half == layers - float32_head(part.proto)
+        and half > 0
+        and fp32 == 0
+        and len(plan) < 3 * total + _OVERHEAD_BYTES
+    )
     found = fp16 > 0.5 or not flavour.is_rtx or not _kernels(part.proto, ("Conv",))
     kernels = _read_back(flavour, plan)
     if kernels is not None and kernels.get("float32 products"):
@@ -60,11 +62,15 @@ def prove(flavour: Flavour, parsed: Network, part: GraphPart, plan: bytes) -> Pr
     )
 
 
-def meant_half(proto: ModelProto) -> int:
-    """Layers with weights that a typed graph has in FP16."""
-    halves = {w.name for w in proto.graph.initializer if w.data_type == TensorProto.FLOAT16}
-    layers = [node for node in proto.graph.node if node.op_type in WEIGHTED]
-    return sum(node.input[1] in halves for node in layers)
+def float32_head(proto: ModelProto) -> int:
+    """Layers with weights behind the scores that a typed graph keeps in float32, as it may."""
+    singles = {w.name for w in proto.graph.initializer if w.data_type == TensorProto.FLOAT}
+    behind, count = {"scores"}, 0
+    for node in proto.graph.node:
+        if behind & set(node.input):
+            behind |= set(node.output)
+            count += node.op_type in WEIGHTED and node.input[1] in singles
+    return count
 
 
 def require_fp16(precision: Precision, role: str) -> None:

@@ -82,7 +82,13 @@ def start(how: str, data: Path, run: Path, *more: str) -> Job:
     command = [str(part) for part in (*STARTS[how], data, "-o", run, *OPTIONS.split(), *more)]
     marked = os.environ | {MARK: str(run)}
     return subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=marked
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=marked,
+        # A shell lets what it starts in the background ignore Ctrl-C, and so would the job.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
 
 
