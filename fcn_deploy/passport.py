@@ -69,7 +69,8 @@ class Precision:
     """What the built engine computes in, and how that is known.
 
     Attributes:
-        computes: ``fp16`` or ``fp32``.
+        computes: ``fp16`` or ``fp32``; ``int8`` where the plan holds 8-bit weights: whether the
+            library multiplies them as such, it does not say (TensorRT-RTX may widen them).
         fp16_layers: Layers with weights whose input and output the parsed network types as FP16.
         layers: All of these: convolutions, transposed ones, matrix products.
         fp16_arithmetic: Share of the multiply-adds whose weights are FP16, in [0, 1].
@@ -78,6 +79,7 @@ class Precision:
         fp32_weights: The same of their float32 bytes.
         kernels: Kernels of the built engine by the type they compute in, read back through the
             library's inspector; ``None`` where the engine cannot be loaded (no GPU).
+        int8_weights: Share of 8-bit weights whose bytes lie in the plan, in [0, 1].
     """
 
     computes: str
@@ -87,6 +89,7 @@ class Precision:
     fp16_weights: float
     fp32_weights: float
     kernels: dict[str, int] | None = None
+    int8_weights: float = 0.0
 
 
 @dataclass(frozen=True)

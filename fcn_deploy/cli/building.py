@@ -64,6 +64,13 @@ def _report(passport: Passport, *, fp16: bool) -> None:
     elif fp16:
         note("Not compared: as asked, or the file was FP16 already, or it has no logits.")
     proof = passport.precision
+    if proof.computes == "int8":
+        note(
+            f"{passport.flavour} {passport.version} for {', '.join(passport.targets)}: "
+            f"{proof.int8_weights:.1%} of the 8-bit weights lie in the plan; what it multiplies "
+            "them as, only a GPU can tell"
+        )
+        return
     note(
         f"{passport.flavour} {passport.version} for {', '.join(passport.targets)}: "
         f"{proof.fp16_arithmetic:.1%} of the arithmetic is FP16 ({proof.fp16_layers} of "

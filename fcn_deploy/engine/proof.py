@@ -51,14 +51,16 @@ def prove(flavour: Flavour, parsed: Network, part: GraphPart, plan: bytes) -> Pr
     if kernels is not None and kernels.get("float32 products"):
         sound = False
     hw = part.profiles[0].opt[1:]
+    int8 = _integers_in(plan, part.proto)
     return Precision(
-        "fp16" if sound and found else "fp32",
+        "int8" if int8 > 0.5 else "fp16" if sound and found else "fp32",
         half,
         layers,
         round(fp16_share(part.proto, hw), 4),
         round(fp16, 4),
         round(fp32, 4),
         kernels,
+        round(int8, 4),
     )
 
 
@@ -140,6 +142,20 @@ def _weights_in(plan: bytes, proto: ModelProto) -> tuple[float, float]:
         elif any(head in plan for head in fp32):
             full += weight.size
     return half / max(total, 1), full / max(total, 1)
+
+
+def _integers_in(plan: bytes, proto: ModelProto) -> float:
+    """Share of the 8-bit weights of a quantised graph that lie in the plan as they are."""
+    total = found = 0
+    for weight in proto.graph.initializer:
+        if weight.data_type != TensorProto.INT8 or len(weight.dims) != 4:
+            continue
+        values = onnx.numpy_helper.to_array(weight)
+        total += values.size
+        orders = (values.transpose(0, 2, 3, 1), values)
+        heads = {np.ascontiguousarray(order).tobytes()[:_PROOF_BYTES] for order in orders}
+        found += values.size if any(head in plan for head in heads) else 0
+    return found / total if total else 0.0
 
 
 def _heads(weight: NDArray[np.float32], kind: type[np.floating[Any]]) -> set[bytes]:

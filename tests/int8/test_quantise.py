@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from fcn_deploy.cli.app import app
 from fcn_deploy.dataset import open_dataset
+from fcn_deploy.engine_files import read_passport
 from fcn_deploy.errors import CheckFailedError, ModelError, UsageError
 from fcn_deploy.int8 import quantise_file
 from fcn_deploy.int8.graph import FORMS, body_layers, share_quantised
@@ -135,3 +136,20 @@ def test_the_command_finds_data_and_place_itself(
 def test_options_that_do_not_go_together(option: str, toy_onnx: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(toy_onnx), "--int8", option])
     assert result.exit_code == 2
+
+
+def test_a_plan_of_8_bit_weights_is_called_one(
+    toy_onnx: Path, calibration: Crops, images: Images, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    source, limits = tmp_path / "int8.onnx", Limits(0.9, 0.05)
+    quantise_file(toy_onnx, source, calibration, images, runtime="tensorrt", limits=limits)
+    small = ["--max-shape", "64x96", "--min-shape", "32x32", "--opt-shape", "64x96"]
+    out = tmp_path / "model.plan"
+    command = ["build-engine", str(source), "-o", str(out), "--flavour", "rtx", *small]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "of the 8-bit weights lie in the plan" in result.output
+    passport = read_passport(out)
+    assert passport.precision.computes == "int8"
+    assert passport.precision.int8_weights > 0.5
