@@ -27,7 +27,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training; the defaults are those that gave the best CamVid networks.
+    """Settings of a training; the defaults are those of the first CamVid training in benchmarks/.
 
     Attributes:
         head: ``fcn32s``, ``fcn16s`` or ``fcn8s``.
