@@ -25,13 +25,17 @@ demo: $(READY)
 	rm -rf demo
 	mkdir demo
 	cd demo && $(BIN)/fcn-deploy train ../samples -o runs/demo --head fcn8s --weights none \
-		--epochs 28 --crop 160x224 --batch-size 4 --schedule poly --val-every 7 --workers 0
+		--epochs 28 --crop 160x224 --batch-size 4 --schedule poly --val-every 7 --workers 0 \
+		--scale 0.8,1.25 --stretch 1.1
 	cd demo && $(BIN)/fcn-deploy export
+	cd demo && $(BIN)/fcn-deploy verify --batches 1
 	cd demo && $(BIN)/fcn-deploy build-engine --fp16
 	cd demo && $(BIN)/fcn-deploy segment ../samples/val/images -o segmented --save mask,overlay
 	cd demo && $(BIN)/fcn-deploy evaluate --contact-sheet contact-sheet.png
+	cd demo && $(BIN)/fcn-deploy report
 	@echo
-	@echo "Open demo/contact-sheet.png: image, prediction and ground truth of scenes it never saw."
+	@echo "Open demo/contact-sheet.png: image, prediction and ground truth of scenes it never saw,"
+	@echo "and demo/runs/demo/report.html: all there is to know about the network, on one page."
 
 test: $(READY)
 	$(BIN)/ruff check .

@@ -31,6 +31,7 @@ HELP = """From labelled images to a verified FP16 TensorRT engine, and to masks 
     fcn-deploy evaluate
     fcn-deploy export
     fcn-deploy build-engine --fp16
+    fcn-deploy verify
     fcn-deploy segment photos/ --backend trt
 
 A command that needs a model takes the newest run under ./runs if none is named, and says which.
