@@ -1,5 +1,5 @@
 # make demo: the whole main job on samples/, in a virtual environment of its own.
-# make test: style, types and the test suite, in the same environment.
+# make test: style, types and the test suite, in the same environment; make test-slow: its slow rest.
 # make bench-gpu: speed on this machine's GPU, beside PyTorch, ONNX Runtime and MONAI.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # On a busy machine, OpenMP threads that spin while they wait take three times as long.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test test-gpu bench-gpu clean
+.PHONY: demo test test-slow test-gpu bench-gpu clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,7 +42,11 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@# A file stays with one process, as do its fixtures; more processes would each train the toy network.
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# What takes minutes and rarely breaks alone: the other networks as engines, more ways to start ranks.
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

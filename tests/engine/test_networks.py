@@ -59,20 +59,34 @@ def build(head: str, backbone: str, folder: Path) -> Built:
     return Built(fp32, fp16, list(zip(*sizes, strict=True)))
 
 
+# Each head and each body once; the rest with `make test-slow`.
+NETWORKS = [
+    pytest.param(head, backbone, marks=[] if number == other else pytest.mark.slow)
+    for number, head in enumerate(HEADS)
+    for other, backbone in enumerate(reversed(BACKBONES))
+]
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Built]]]:
-    """All networks, as many at a time as there are cores."""
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Built]]]:
+    """All networks that are asked for, as many at a time as there are cores."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    asked = [
+        (str(item.callspec.params["head"]), str(item.callspec.params["backbone"]))
+        for item in items
+        if item.originalname == "test_engines_of_every_network"
+    ]
     processes = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), processes) as pool:
         yield {
             f"{head}-{backbone}": pool.submit(build, head, backbone, tmp_path_factory.mktemp(head))
-            for head in HEADS
-            for backbone in BACKBONES
+            for head, backbone in asked
         }
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("head", "backbone"), NETWORKS)
 def test_engines_of_every_network(
     head: str, backbone: str, built: dict[str, Future[Built]]
 ) -> None:

@@ -107,7 +107,10 @@ def assert_same(one: TrainReport, two: TrainReport, tolerance: float) -> None:
     [
         {},
         {"loss": "cross-entropy", "class_weights": "median", "accumulate": 2, "batch_size": 3},
-        {"loss": "cross-entropy-sum", "class_weights": "none", "ema": 0.0, "lr": 1e-4},
+        pytest.param(
+            {"loss": "cross-entropy-sum", "class_weights": "none", "ema": 0.0, "lr": 1e-4},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_ranks_train_as_one_process(

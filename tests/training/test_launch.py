@@ -147,7 +147,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return checkpoint.weights | checkpoint.resume_tensors
 
 
-@pytest.mark.parametrize("how", STARTS)
+@pytest.mark.parametrize("how", ["devices", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_the_job_and_resume_goes_on(
     toy_data: Path, straight: TrainReport, tmp_path: Path, how: str
 ) -> None:
