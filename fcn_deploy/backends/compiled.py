@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "train") from error
 
+from fcn_deploy.training.acceleration import without_advice
 from fcn_deploy.training.checkpoint import load_network
 from fcn_deploy.training.network import FCN
 
@@ -47,7 +46,7 @@ class CompiledBackend(EagerBackend):
 
     def _run(self, crops: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         try:
-            with _without_advice():
+            with without_advice():
                 return super()._run(crops)
         except DeviceError as error:
             cause = error.__cause__
@@ -63,18 +62,6 @@ def _reason(error: Exception) -> str:
     """The line that says what happened, not the one that says who reports it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if not line.endswith("raised:")), type(error).__name__)
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Where there is a CUDA toolkit but no GPU, PyTorch warns of it, compiling for the CPU."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def open_compiled(path: Path, provider: str = "auto") -> CompiledBackend:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fcn_deploy.artifacts import require_writable
 from fcn_deploy.cli.building import cache_folder
 from fcn_deploy.cli.console import (
     ProviderOption,
@@ -25,7 +26,7 @@ from fcn_deploy.cli.verify_page import show
 from fcn_deploy.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
-    from fcn_deploy.verify import Rung, Verification
+    from fcn_deploy.verify import Verification
     from fcn_deploy.verify.inputs import Batch
     from fcn_deploy.verify.opening import Ladder
     from fcn_deploy.verify.whole_images import Images
@@ -135,10 +136,17 @@ def verify(
 
     The result goes into the artifact (fcn-deploy info shows it) and to verify.json beside it.
     """
+    from fcn_deploy.verify.bisect import bisected
     from fcn_deploy.verify.inputs import batches_of
     from fcn_deploy.verify.opening import open_ladder, reference_for
 
     files, explicit = _artifacts(artifacts or [])
+    for path in (json_file, html, None if no_stamp else files[0]):
+        if path is not None and str(path) != "-":
+            require_writable(path.parent)
+    if html is not None:
+        # Before the work: it needs packages that this command can do without.
+        from fcn_deploy.pages.verification import write_verification_page
     with ExitStack() as stack, progress() as bar:
         believed = reference_for(files, against)
         ladder = open_ladder(
@@ -164,15 +172,13 @@ def verify(
             lambda what: bar.update(task, advance=1, facts=what),
         )
     if bisect:
-        result = replace(result, rungs=_bisected(result.rungs, files, believed, pictures))
+        result = replace(result, rungs=bisected(result.rungs, files, believed, pictures))
     if str(json_file) != "-":
         show(result)
     if not no_stamp:
         _keep(result, files)
     write_json(json_file, result.as_dict())
     if html is not None:
-        from fcn_deploy.pages.verification import write_verification_page
-
         write_verification_page(html, result.as_dict())
         note(f"Wrote {html}")
     if not result.passed:
@@ -271,54 +277,6 @@ def _climb(
         "versions": versions(),
     }
     return Verification(reference, images.as_dict(), named, found.rungs, about)
-
-
-def _bisected(
-    rungs: Sequence[Rung], files: Sequence[Path], checkpoint: Path, images: Images
-) -> tuple[Rung, ...]:
-    """The rungs, those that failed with the layers where their errors begin."""
-    from fcn_deploy.onnx_file import read_onnx
-    from fcn_deploy.verify.bisect import errors_by_layer, first_deviation, open_reference
-    from fcn_deploy.verify.inputs import batches_of
-
-    if checkpoint.suffix != ".safetensors":
-        raise UsageError("--bisect looks into the layers of a checkpoint.", "Pass --against FILE.")
-    failed = [rung for rung in rungs if rung.passed is False and rung.file is not None]
-    if not failed:
-        return tuple(rungs)
-    layers = open_reference(checkpoint)
-    side = 4 * layers.spec.output_stride
-    crops = next(batches_of(images.files(), [(side, side + layers.spec.output_stride)], [2])).crops
-    by_name = {path.name: path for path in files}
-    found = []
-    for rung in rungs:
-        graph = _graph_of(by_name[rung.file]) if rung in failed and rung.file else None
-        if graph is None:
-            found.append(rung)
-            continue
-        model = read_onnx(graph)
-        errors = errors_by_layer(model.proto, layers, crops)
-        said = first_deviation(errors, model.precision)
-        inside = (
-            "" if graph.name == rung.file else f" (of {graph.name}: plans cannot be looked into)"
-        )
-        said = f"{said or 'No layer stands out.'}{inside}"
-        found.append(
-            replace(rung, layers=errors, diagnosis=" ".join(filter(None, (rung.diagnosis, said))))
-        )
-    return tuple(found)
-
-
-def _graph_of(artifact: Path) -> Path | None:
-    """The ONNX file of an artifact, if it lies beside it."""
-    from fcn_deploy.engine_files import passport_path, read_passport
-
-    if artifact.suffix == ".onnx":
-        return artifact
-    if not passport_path(artifact).is_file():
-        return None
-    source = artifact.with_name(read_passport(artifact).source)
-    return source if source.is_file() else None
 
 
 def _keep(result: Verification, files: Sequence[Path]) -> None:

@@ -63,7 +63,7 @@ def worth_compiling(wanted: str, device: torch.device, steps: int, pixels: int) 
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
+def without_advice() -> Iterator[None]:
     """Where there is a CUDA toolkit but no GPU, PyTorch warns of it, compiling for the CPU."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
@@ -98,7 +98,7 @@ class Compiled:
         if self._works:
             return self._function(*arguments)
         try:
-            with _without_advice():
+            with without_advice():
                 result = self._function(*arguments)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]

@@ -6,7 +6,8 @@ error that came from above is not counted again, and the layer that makes one st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from fcn_deploy.onnx_file import WEIGHTED
-from fcn_deploy.verify.result import Layer
+from fcn_deploy.engine_files import passport_path, read_passport
+from fcn_deploy.errors import UsageError
+from fcn_deploy.onnx_file import WEIGHTED, read_onnx
+from fcn_deploy.verify.inputs import batches_of
+from fcn_deploy.verify.result import Layer, Rung
 from fcn_deploy.verify.weights import PREFIX
+from fcn_deploy.verify.whole_images import Images
 
 if TYPE_CHECKING:
     from fcn_deploy.training.layers import Layers
@@ -76,6 +81,59 @@ def first_deviation(layers: tuple[Layer, ...], precision: str) -> str | None:
                 f"there (activation, pooling, addition): {before.error:.0e} to {layer.error:.0e}."
             )
     return None
+
+
+def bisected(
+    rungs: Sequence[Rung], files: Sequence[Path], checkpoint: Path, images: Images
+) -> tuple[Rung, ...]:
+    """The rungs, those that failed with the layers where their errors begin.
+
+    Args:
+        rungs: Of a verification.
+        files: Their artifacts; a plan's ONNX file is looked into, if it lies beside it.
+        checkpoint: What they were compared with.
+        images: To cut crops out of.
+
+    Raises:
+        UsageError: The reference is no checkpoint.
+        MissingExtraError: PyTorch is not installed.
+    """
+    if checkpoint.suffix != ".safetensors":
+        raise UsageError("--bisect looks into the layers of a checkpoint.", "Pass --against FILE.")
+    failed = [rung for rung in rungs if rung.passed is False and rung.file is not None]
+    if not failed:
+        return tuple(rungs)
+    layers = open_reference(checkpoint)
+    side = 4 * layers.spec.output_stride
+    crops = next(batches_of(images.files(), [(side, side + layers.spec.output_stride)], [2])).crops
+    by_name = {path.name: path for path in files}
+    found = []
+    for rung in rungs:
+        graph = _graph_of(by_name[rung.file]) if rung in failed and rung.file else None
+        if graph is None:
+            found.append(rung)
+            continue
+        model = read_onnx(graph)
+        errors = errors_by_layer(model.proto, layers, crops)
+        said = first_deviation(errors, model.precision)
+        inside = (
+            "" if graph.name == rung.file else f" (of {graph.name}: plans cannot be looked into)"
+        )
+        said = f"{said or 'No layer stands out.'}{inside}"
+        found.append(
+            replace(rung, layers=errors, diagnosis=" ".join(filter(None, (rung.diagnosis, said))))
+        )
+    return tuple(found)
+
+
+def _graph_of(artifact: Path) -> Path | None:
+    """The ONNX file of an artifact, if it lies beside it."""
+    if artifact.suffix == ".onnx":
+        return artifact
+    if not passport_path(artifact).is_file():
+        return None
+    source = artifact.with_name(read_passport(artifact).source)
+    return source if source.is_file() else None
 
 
 def _places(proto: ModelProto) -> Iterator[tuple[str, str | None, str]]:
